@@ -1,0 +1,57 @@
+"""The field types of the models: a parser of `values`, and what the JSON Schema says about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from tlsproxy.settings import values
+
+_DURATION: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d|w|y)?$"}
+_SECONDS: dict[str, Any] = {"type": "number", "minimum": 0}
+_SIZE: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMGTkmgt]?[iI]?[bB])?$"}
+_BYTES: dict[str, Any] = {"type": "integer", "minimum": 0}
+_OFF: dict[str, Any] = {"const": "off"}
+
+Duration = Annotated[
+    float, BeforeValidator(values.parse_duration), WithJsonSchema({"anyOf": [_DURATION, _SECONDS]}, mode="validation")
+]
+PositiveDuration = Annotated[
+    float,
+    BeforeValidator(values.parse_positive_duration),
+    WithJsonSchema({"anyOf": [_DURATION, _SECONDS]}, mode="validation"),
+]
+DurationOrOff = Annotated[
+    float,
+    BeforeValidator(values.parse_duration_or_off),
+    WithJsonSchema({"anyOf": [_OFF, _DURATION, _SECONDS]}, mode="validation"),
+]
+Size = Annotated[int, BeforeValidator(values.parse_size), WithJsonSchema({"anyOf": [_SIZE, _BYTES]}, mode="validation")]
+SizeOrOff = Annotated[
+    int, BeforeValidator(values.parse_size_or_off), WithJsonSchema({"anyOf": [_OFF, _SIZE, _BYTES]}, mode="validation")
+]
+Count = Annotated[int, BeforeValidator(values.parse_count), WithJsonSchema(_BYTES, mode="validation")]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(values.parse_workers)]
+
+Host = Annotated[str, BeforeValidator(values.parse_host)]
+OptionalHost = Annotated[str, BeforeValidator(values.parse_optional_host)]
+Address = Annotated[str, BeforeValidator(values.parse_listen)]
+Network = Annotated[str, BeforeValidator(values.parse_network)]
+Backend = Annotated[str, BeforeValidator(values.parse_backend)]
+RoutePath = Annotated[str, BeforeValidator(values.parse_route_path)]
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
+
+_commas = BeforeValidator(values.split_list)
+Texts = Annotated[tuple[str, ...], _commas]
+Hosts = Annotated[tuple[Host, ...], _commas]
+Addresses = Annotated[tuple[Address, ...], _commas]
+Networks = Annotated[tuple[Network, ...], _commas]
+Backends = Annotated[tuple[Backend, ...], _commas]
+ProxyProtocol = Annotated[
+    tuple[Network, ...],
+    BeforeValidator(values.parse_proxy_protocol),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "string"}}]}, mode="validation"),
+]
+TlsVersion = Literal["1.2", "1.3"]
