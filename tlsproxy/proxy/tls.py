@@ -1,0 +1,235 @@
+"""The pump: one TLS client connection as an `SSLObject` between two memory BIOs, over the raw transport.
+
+Knows when the ClientHello is complete, who chooses the context, how sealed bytes become plain ones and back. Does not
+know sites, certificates or HTTP. Rules: the context is chosen BEFORE the handshake and never changed in it; a failure
+while choosing refuses; whatever alert OpenSSL left in the outgoing BIO is sent before the connection closes.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Literal
+
+from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Connection, logger
+from tlsproxy.wire.clienthello import (
+    HANDSHAKE_RECORD,
+    INTERNAL_ERROR,
+    PROTOCOL_VERSION,
+    UNEXPECTED_MESSAGE,
+    UNRECOGNIZED_NAME,
+    ClientHello,
+    ClientHelloError,
+    parse_client_hello,
+)
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.contexts import ServerContext
+    from tlsproxy.proxy.stream import ConnectionOwner
+
+RECORD: Final = 16_384  # no record holds more plain bytes (RFC 8446 5.1)
+# A memory BIO never shrinks. Feeding it in slices bounds what an idle connection keeps after a bulk transfer.
+SLICE: Final = 32_768
+_REQUEST_LINE: Final = re.compile(rb"[A-Z][A-Z-]{2,19} (?:[/*]|https?:|[a-z0-9.-]+:)")
+_MAYBE_REQUEST: Final = re.compile(rb"[A-Z-]{1,20}(?: [a-z0-9.:-]{0,255})?\Z")
+
+
+class TlsConnection(Connection):
+    """One TLS client. `_held`: writes are gathered, the pump sends them when the driver has had its bytes."""
+
+    __slots__ = ("_held", "_incoming", "_outgoing", "_read", "_seal_write", "_tls")
+    scheme: Literal["https", "http"] = "https"
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        super().__init__(owner)
+        self._held = False
+        self._tls: ssl.SSLObject | None = None
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if self._state is OPEN:
+                self._pump(data)
+            elif self._state is HANDSHAKE:
+                self._incoming.write(data)
+                self._handshake()
+            else:
+                self._receive_early(data)
+        except Exception:  # noqa: BLE001 - whatever it is, it must not reach the event loop
+            self._crash()
+
+    def write(self, data: bytes) -> None:
+        """Seal and send. OpenSSL takes all or nothing: partial writes are not enabled, a memory BIO is never full."""
+        if self._state is not OPEN or not data:
+            return
+        try:
+            if len(data) <= RECORD:
+                self._seal_write(data)
+                if not self._held or self._outgoing.pending > SLICE:
+                    self._flush()
+            else:
+                self._write_slices(data)
+        except ssl.SSLError as error:
+            self._broken(error)
+
+    # -- plain bytes up and down
+
+    def _pump(self, data: bytes) -> None:
+        self._incoming.write(data)
+        ended = False
+        chunks = []
+        try:
+            while True:
+                chunk = self._read(RECORD)
+                if not chunk:
+                    ended = True
+                    break
+                chunks.append(chunk)
+                if not self._incoming.pending:
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            ended = True
+        except ssl.SSLError as error:
+            self._broken(error)
+            return
+        self._held = True
+        if chunks and self._driver is not None:
+            self._driver.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        self._held = False
+        if ended:
+            self._end(truncated=False)
+        if self._state is OPEN and self._outgoing.pending:
+            self._flush()
+
+    def _write_slices(self, data: bytes) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), RECORD):
+            self._seal_write(view[start : start + RECORD])
+            self._flush()
+
+    def _flush(self) -> None:
+        sealed = self._outgoing.read()
+        self._written += len(sealed)
+        self._transport.write(sealed)
+
+    def _broken(self, error: ssl.SSLError) -> None:
+        """The client's bytes don't verify, or it sent an alert: say so if OpenSSL has something to say, then close."""
+        logger.debug("connection.broken", extra={"client": self.info.client, "reason": error.reason})
+        self.truncated = True
+        self._held = False
+        if self._outgoing.pending:
+            self._flush()
+        self._linger()
+
+    # -- before the handshake
+
+    def _started(self) -> None:
+        if self._early[0] != HANDSHAKE_RECORD:
+            self._refuse_foreign()
+            return
+        try:
+            hello = parse_client_hello(self._early)
+        except ClientHelloError as error:
+            self._refuse(error.alert, str(error))
+            return
+        if hello is not None:
+            self._choose(hello)
+
+    def _choose(self, hello: ClientHello) -> None:
+        name = hello.server_name or ""
+        try:
+            chosen = self._owner.contexts.choose(hello)
+        except Exception:  # noqa: BLE001 - fail closed, whatever it is
+            logger.exception("tls.choose_failed", extra={"client": self.info.client, "sni": name})
+            self._refuse(INTERNAL_ERROR, "no usable certificate", name)
+            return
+        if chosen is None:
+            self._refuse(UNRECOGNIZED_NAME, "unrecognized name", name)
+            return
+        self.info.sni = name
+        self._wrap(chosen)
+        self._handshake()
+
+    def _wrap(self, chosen: ServerContext) -> None:
+        self.info.policy = chosen.policy
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._incoming.write(self._early)
+        self._early = b""
+        self._tls = chosen.ssl.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._read = self._tls.read
+        self._seal_write = self._tls.write
+        self._state = HANDSHAKE
+
+    def _refuse_foreign(self) -> None:
+        """The first byte is not TLS. People do send plain HTTP here, and deserve a page that says so."""
+        first = self._early[:300]
+        if _REQUEST_LINE.match(first):
+            from tlsproxy.proxy.replies import plain_http_on_tls_page  # noqa: PLC0415
+
+            self._send(plain_http_on_tls_page())
+            self._handshake_failed("plain HTTP on the TLS port")
+            self._linger()
+        elif not _MAYBE_REQUEST.match(first):
+            old_hello = first[0] & 0x80 and first[2:3] == b"\x01"  # SSL 2 (RFC 5246 E.2)
+            self._refuse(PROTOCOL_VERSION if old_hello else UNEXPECTED_MESSAGE, "not TLS")
+
+    def _refuse(self, alert: int, reason: str, name: str = "") -> None:
+        self._send(bytes((21, 3, 3, 0, 2, 2, alert)))  # RFC 8446 6: level fatal
+        self._handshake_failed(reason, name)
+        self._linger()
+
+    # -- the handshake
+
+    def _handshake(self) -> None:
+        assert self._tls is not None  # noqa: S101
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            if self._outgoing.pending:
+                self._flush()
+        except ssl.SSLError as error:
+            if self._outgoing.pending:  # the alert
+                self._flush()
+            self._handshake_failed(_reason(error), self.info.sni)
+            self._linger()
+        else:
+            self._established(self._tls)
+
+    def _established(self, tls: ssl.SSLObject) -> None:
+        info = self.info
+        cipher = tls.cipher()
+        info.tls = tls.version() or ""
+        info.cipher = cipher[0] if cipher else ""
+        info.alpn = tls.selected_alpn_protocol() or ""
+        info.resumed = bool(tls.session_reused)
+        if info.policy is not None and info.policy.client_auth != "off":
+            info.client_certificate = tls.getpeercert(binary_form=True)
+        if self._outgoing.pending:
+            self._flush()
+        self._open()
+        if self._incoming.pending:
+            self._pump(b"")
+
+    # -- the end
+
+    def _seal(self) -> None:
+        """Send close_notify (RFC 8446 6.1). Not waited for: the client may close at its leisure."""
+        if self._state is not OPEN or self._tls is None:
+            return
+        with suppress(ssl.SSLError):  # wants the client's close_notify, or finds data instead: ours is written anyway
+            self._tls.unwrap()
+        self._held = False
+        if self._outgoing.pending:
+            self._flush()
+
+    def _release(self) -> None:
+        if self._tls is not None:
+            self._tls = None
+            del self._read, self._seal_write, self._incoming, self._outgoing
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "handshake failure").lower().replace("_", " ")
