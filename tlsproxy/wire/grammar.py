@@ -1,7 +1,7 @@
 """The grammar of an HTTP/1.1 head beyond what llhttp checks: bytes, lines, targets, hosts, framing numbers.
 
 Strategy: whole-head checks by `bytes.translate` and `bytes.count` (about 1 µs together) refuse what llhttp lets
-through, before it is parsed. Numbers are read from digits only: `int()` takes signs, blanks, underscores and foreign digits.
+through, before it is parsed. Numbers are read from digits only: `int()` takes signs, blanks and underscores.
 Everything raises ProtocolError with the status of security rule 7; nothing is repaired.
 """
 
@@ -115,21 +115,21 @@ def _parse_absolute_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
     return (path if path[:1] == b"/" else b"/" + path), authority
 
 
-class _Hosts(dict[bytes, str]):
-    """Host values as they came in -> the name that routes. Judged once each; bounded, because clients choose them."""
+class _Hosts(dict[bytes, tuple[str, bytes]]):
+    """Host values as they came in -> (name that routes, port or b""). Judged once; bounded: clients choose them."""
 
-    def __missing__(self, value: bytes) -> str:
-        name = _parse_host(value)
+    def __missing__(self, value: bytes) -> tuple[str, bytes]:
+        judged = _parse_host(value)
         if len(self) < _HOSTS_REMEMBERED:
-            self[value] = name
-        return name
+            self[value] = judged
+        return judged
 
 
 HOSTS: Final = _Hosts()
 
 
-def _parse_host(value: bytes) -> str:
-    """`name[:port]` or `[v6][:port]` in lower case without port and final dot (RFC 9110 7.2, RFC 3986 3.2.2)."""
+def _parse_host(value: bytes) -> tuple[str, bytes]:
+    """`name[:port]` or `[v6][:port]`; the name in lower case without a final dot (RFC 9110 7.2, RFC 3986 3.2.2)."""
     if value[:1] == b"[":
         literal, bracket, rest = value[1:].partition(b"]")
         good = bracket and literal and not literal.translate(None, _HEX + b":.") and (not rest or rest[:1] == b":")
@@ -141,7 +141,7 @@ def _parse_host(value: bytes) -> str:
         has_port = bool(colon)
     if not good or (has_port and not _is_port(port)):
         raise ProtocolError(400, "The Host field is not a host name with an optional port.")
-    return name.lower().removesuffix(b".").decode("ascii")
+    return name.lower().removesuffix(b".").decode("ascii"), port
 
 
 def _is_port(port: bytes) -> bool:

@@ -1,8 +1,8 @@
 """The HTTP/1.1 codec of the data path: bytes in, heads and body pieces out, and back. Pure; llhttp parses the fields.
 
 Strategy: a reader collects bytes until a head is whole, checks it as a whole (`grammar`), lets llhttp take it apart,
-and decides the framing itself from the parsed fields. llhttp never sees a body: bodies are counted or de-chunked here, so
-that no parser state outlives a message and an answer to HEAD needs no trick. Each head has a parser of its own.
+and decides the framing itself from the parsed fields. llhttp never sees a body: bodies are counted or de-chunked
+here, so that no parser state outlives a message and an answer to HEAD needs no trick. Each head has its own parser.
 
 Rules kept: one framing or an error (RFC 9112 6.3); after a ProtocolError the reader must not be used again.
 """
@@ -111,7 +111,7 @@ class RequestReader(MessageReader):
             if kind is Kind.HOST:
                 hosts += 1
                 head.authority = value
-                head.host = grammar.HOSTS[value]
+                head.host, head.port = grammar.HOSTS[value]
             elif kind is Kind.NOTED:
                 head.fields.append((name, value))
                 if len(name) == 7:
@@ -168,7 +168,7 @@ def _judge_host(head: RequestHead, hosts: int, authority: bytes | None) -> None:
         raise ProtocolError(400, "A request needs exactly one Host field.")
     if authority is not None:  # RFC 9112 3.2.2: the target's authority replaces what Host says
         head.authority = authority
-        head.host = grammar.HOSTS[authority]
+        head.host, head.port = grammar.HOSTS[authority]
 
 
 def _judge_connection(head: RequestHead, names: list[bytes], upgrades: bytes) -> None:

@@ -44,7 +44,7 @@ class RequestHead:
     """
 
     __slots__ = (
-        "authority", "expect_continue", "fields", "framing", "host", "keep_alive", "length", "method",
+        "authority", "expect_continue", "fields", "framing", "host", "keep_alive", "length", "method", "port",
         "referer", "special", "target", "trailers_accepted", "upgrade", "user_agent", "version",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class RequestHead:
         self.version = version  # 10 or 11
         self.host = ""
         self.authority = b""
+        self.port = b""  # as the Host field had it, maybe nothing
         self.fields: Fields = []
         self.special: list[tuple[Kind, bytes, bytes]] = []
         self.framing = Framing.NONE

@@ -1,0 +1,206 @@
+"""What the backend is told about the client: the outbound head's fields. Pure.
+
+Strategy: a `Peer` is made once per client connection and holds everything that is the same for all its requests. The
+outbound fields are a NEW list; the inbound head is never edited. Hop-by-hop and forwarding fields were set aside by the
+codec (`head.special`), so nothing a client says about itself passes unless this module puts it back, and it does that
+only for a peer in `trusted_proxies`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+from tlsproxy.wire import grammar
+from tlsproxy.wire.fields import Field, Fields, Kind
+from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead
+
+_ID_BYTES: Final = b"-._~+/=:@0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LONGEST_ID: Final = 128
+_DEFAULT_PORT: Final = {b"https": b"443", b"http": b"80"}
+# The forwarding fields this module writes; a trusted peer's values are merged into them instead of being repeated.
+_OURS: Final = frozenset(
+    b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port x-forwarded-prefix "
+    b"x-real-ip x-request-id x-request-start forwarded".split()
+)
+
+
+class Trust:
+    """The networks whose forwarding headers are believed. An empty list believes nobody."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks: list[IPv4Network | IPv6Network] = [ip_network(network) for network in networks]
+
+    def __contains__(self, address: str) -> bool:
+        if not self._networks:
+            return False
+        parsed = parse_address(address)
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+
+class Options:
+    """What the operator chose for outbound heads: RFC 7239 `Forwarded`, `Via`."""
+
+    __slots__ = ("forwarded", "trust", "via")
+
+    def __init__(self, trust: Trust, *, forwarded: bool = False, via: bool = False) -> None:
+        self.trust = trust
+        self.forwarded = forwarded
+        self.via = via
+
+
+class Peer:
+    """The other end of one client connection, as far as forwarding cares."""
+
+    __slots__ = ("address", "fixed", "is_trusted", "options", "ports", "scheme")
+
+    def __init__(self, address: str, scheme: str, options: Options) -> None:
+        self.address = address
+        self.scheme = scheme.encode()
+        self.options = options
+        self.is_trusted = address in options.trust
+        encoded = address.encode()
+        self.fixed: Fields = [
+            (b"X-Forwarded-For", encoded),
+            (b"X-Real-IP", encoded),
+            (b"X-Forwarded-Proto", self.scheme),
+        ]
+        self.ports: Field = (b"X-Forwarded-Port", _DEFAULT_PORT[self.scheme])
+
+
+class Outbound:
+    """What was decided for one request: the fields to send, and who the client really is."""
+
+    __slots__ = ("client", "fields", "request_id")
+
+    def __init__(self, fields: Fields, client: str, request_id: bytes) -> None:
+        self.fields = fields
+        self.client = client
+        self.request_id = request_id
+
+
+def outbound_request(head: RequestHead, peer: Peer, *, request_id: bytes, started_ms: int, prefix: bytes) -> Outbound:
+    """The fields for the backend. `request_id` is used unless a trusted peer sent a good one; `prefix` was stripped.
+
+    The framing field that goes out is the one of `head.framing`, exactly one (security rule 2).
+    """
+    fields: Fields = [(b"Host", head.authority), *head.fields]
+    client = peer.address
+    if peer.is_trusted:
+        client, request_id = _add_trusted(fields, head, peer, request_id, prefix)
+    else:
+        fields += peer.fixed
+        fields.append(peer.ports if not head.port else (b"X-Forwarded-Port", head.port))
+        fields.append((b"X-Forwarded-Host", head.authority))
+        if prefix:
+            fields.append((b"X-Forwarded-Prefix", prefix))
+        if peer.options.forwarded:
+            fields.append((b"Forwarded", _forwarded_element(peer, head)))
+    fields.append((b"X-Request-ID", request_id))
+    fields.append((b"X-Request-Start", b"t=%d" % started_ms))
+    if peer.options.via:
+        fields.append((b"Via", b"1.1 tlsproxy"))
+    _add_framing(fields, head)
+    return Outbound(fields, client, request_id)
+
+
+def _add_framing(fields: Fields, head: RequestHead) -> None:
+    if head.framing is Framing.LENGTH:
+        fields.append((b"Content-Length", b"%d" % head.length))
+    elif head.framing is Framing.CHUNKED:
+        fields.append((b"Transfer-Encoding", b"chunked"))
+        fields += [(name, value) for kind, name, value in head.special if kind is Kind.TRAILER]
+    if head.expect_continue:
+        fields.append((b"Expect", b"100-continue"))
+    if head.upgrade:
+        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    elif head.trailers_accepted:
+        fields += [(b"TE", b"trailers"), (b"Connection", b"TE")]  # RFC 9110 10.1.4
+
+
+def _add_trusted(fields: Fields, head: RequestHead, peer: Peer, request_id: bytes, prefix: bytes) -> tuple[str, bytes]:
+    """Merge what a trusted proxy said with what we see. Returns the real client's address and the request id."""
+    said: dict[bytes, list[bytes]] = {}
+    for kind, name, value in head.special:
+        if kind is Kind.FORWARDING:
+            said.setdefault(name.lower(), []).append(value)
+    chain = [part.strip(b" \t") for value in said.get(b"x-forwarded-for", []) for part in value.split(b",")]
+    chain = [part for part in chain if part]
+    client = _client_of(chain, peer)
+    fields.append((b"X-Forwarded-For", b", ".join([*chain, peer.address.encode()])))
+    fields.append((b"X-Real-IP", client.encode()))
+    scheme = _last(said, b"x-forwarded-proto").lower()
+    scheme = scheme if scheme in (b"http", b"https") else peer.scheme
+    fields.append((b"X-Forwarded-Proto", scheme))
+    host = _well_formed_host(_last(said, b"x-forwarded-host"), head.authority)
+    fields.append((b"X-Forwarded-Host", host))
+    port = _last(said, b"x-forwarded-port")
+    fields.append((b"X-Forwarded-Port", port if port.isdigit() else head.port or _DEFAULT_PORT[scheme]))
+    outer = _last(said, b"x-forwarded-prefix").rstrip(b"/")
+    prefix = outer + prefix if outer[:1] == b"/" else prefix
+    if prefix:
+        fields.append((b"X-Forwarded-Prefix", prefix))
+    if peer.options.forwarded:
+        fields.append((b"Forwarded", b", ".join([*said.get(b"forwarded", []), _forwarded_element(peer, head)])))
+    fields += [(name, value) for name, values in said.items() if name not in _OURS for value in values]
+    sent_id = _last(said, b"x-request-id")
+    return client, sent_id if is_request_id(sent_id) else request_id
+
+
+def _last(said: dict[bytes, list[bytes]], name: bytes) -> bytes:
+    """The nearest hop's word: the last member of the last field."""
+    values = said.get(name)
+    return values[-1].rpartition(b",")[2].strip(b" \t") if values else b""
+
+
+def _client_of(chain: list[bytes], peer: Peer) -> str:
+    """Walk X-Forwarded-For from the right: the first address that is not one of our proxies is the client."""
+    client = peer.address
+    for part in reversed(chain):
+        address = parse_address(part.decode("latin-1"))
+        if address is None:
+            return client  # what stands left of garbage is not worth believing
+        client = str(address)
+        if client not in peer.options.trust:
+            return client
+    return client
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address as people write it in X-Forwarded-For: plain, `[v6]`, `[v6]:port` or `v4:port`. None if it is none.
+
+    IPv4-mapped IPv6 addresses become IPv4, so that one network in `trusted_proxies` is enough.
+    """
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _well_formed_host(value: bytes, otherwise: bytes) -> bytes:
+    if not value:
+        return otherwise
+    try:
+        grammar.HOSTS[value]
+    except ProtocolError:
+        return otherwise
+    return value
+
+
+def is_request_id(value: bytes) -> bool:
+    """True for an id that may be passed on and logged: 1 to 128 characters of a small alphabet."""
+    return 0 < len(value) <= _LONGEST_ID and not value.translate(None, _ID_BYTES)
+
+
+def _forwarded_element(peer: Peer, head: RequestHead) -> bytes:
+    """One element of RFC 7239 4: addresses of IPv6 are bracketed and quoted (section 6)."""
+    node = b'"[%b]"' % peer.address.encode() if ":" in peer.address else peer.address.encode()
+    return b'for=%b;host="%b";proto=%b' % (node, head.authority, peer.scheme)
