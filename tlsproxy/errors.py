@@ -1,7 +1,7 @@
 """What can go wrong, as types.
 
-Knows the exit code each failure ends a command with, and nothing about how it is shown. Rule: the message of every error
-is made for a person: what happened, why, and what to do next. Never key material, never request data.
+Knows the exit code each failure ends a command with, and nothing about how it is shown. Rule: the message of every
+error is made for a person: what happened, why, and what to do next. Never key material, never request data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class TlsproxyError(Exception):
 class Problem:
     """One thing wrong with the configuration.
 
-    `source` is where it was written ("tlsproxy.toml:12", "environment", "option --site"), `key` the dotted key there (for
-    the environment: the variable), `message` what is wrong and how to write it.
+    `source` is where it was written ("tlsproxy.toml:12", "environment", "option --site"), `key` the dotted key there
+    (for the environment: the variable), `message` what is wrong and how to write it.
     """
 
     source: str

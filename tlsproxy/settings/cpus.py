@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use: affinity and the cgroup's quota. Linux first, anything else by its CPU count."""
+"""How many CPUs this process may really use: its affinity and the cgroup's quota, or the CPU count elsewhere."""
 
 from __future__ import annotations
 

@@ -1,24 +1,164 @@
-"""Gather the configuration from its layers and check it whole. (stub of the first step)"""
+"""Gather the configuration from its layers, check it whole, and remember where every value came from.
+
+The only reader of files and environment. Order, highest first: options, environment, .env, TOML file, defaults.
+Rule: all problems of all layers are reported at once; only what can't be read at all is reported alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from tlsproxy.errors import ConfigError, Problem
+from tlsproxy.settings import layers as sources
+from tlsproxy.settings import rules
 from tlsproxy.settings.models import Settings
+from tlsproxy.settings.problems import find_place, translate
+
+SEARCHED = (Path("tlsproxy.toml"), Path("/etc/tlsproxy/tlsproxy.toml"))
+_SYSTEM_STORE = Path("/var/lib/tlsproxy")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, where each value came from, and the file that was read (None: none)."""
+    """Settings, the origin of every effective key ("sites.0.hosts" -> "tlsproxy.toml:12"), the file read, if any."""
 
     settings: Settings
     origins: dict[str, str]
     path: Path | None
 
 
-def load(config: Path | None, options: Mapping[str, Any], environ: Mapping[str, str]) -> Loaded:
-    """Read everything."""
-    raise NotImplementedError
+def load(
+    config: Path | None,
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    *,
+    dotenv: Path = Path(".env"),
+    require_sites: bool = True,
+) -> Loaded:
+    """Return the effective configuration, or raise ConfigError with everything that is wrong.
+
+    `options` are named as on the command line ("site", "https", "http", "workers") or as "section.key". Without
+    `require_sites` a configuration that serves nothing is fine, as it is for `explain`.
+    """
+    path, layers = _read_layers(config, options, environ, dotenv)
+    merged = _merge(layers)
+    settings = _validate(layers, merged)
+    if require_sites and not settings.sites:
+        raise ConfigError([_nothing_to_serve(path)])
+    return Loaded(settings, _find_origins(settings, layers, merged), path)
+
+
+def flatten(section: BaseModel, path: rules.Path = ()) -> Iterator[tuple[rules.Path, Any]]:
+    """Yield every key of a section with its value: ("sites", 0, "routes", 0, "path"), "/"."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from flatten(value, (*path, name))
+        elif isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+            for index, item in enumerate(value):
+                yield from flatten(item, (*path, name, index))
+        else:
+            yield (*path, name), value
+
+
+def _read_layers(
+    config: Path | None, options: Mapping[str, Any], environ: Mapping[str, str], dotenv: Path
+) -> tuple[Path | None, list[sources.Layer]]:
+    """Return the file and the layers, highest first. Layers that can't be read are reported together."""
+    variables = sources.read_dotenv(dotenv)
+    path = _find_file(config, {**variables, **environ})
+    readers: list[Callable[[], sources.Layer]] = [
+        lambda: sources.read_options(options, environ),
+        lambda: sources.read_environment(environ, "environment"),
+        lambda: sources.read_environment(variables, str(dotenv)),
+        lambda: sources.read_file(path, environ) if path else _machine_defaults(environ),
+    ]
+    layers: list[sources.Layer] = []
+    problems: list[Problem] = []
+    for read in readers:
+        try:
+            layers.append(read())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return path, layers
+
+
+def _find_file(config: Path | None, variables: Mapping[str, str]) -> Path | None:
+    """Return the file to read. A file that was asked for is read even if it is not there: then that is the problem."""
+    if config is not None:
+        return config
+    if variables.get(sources.CONFIG_VARIABLE):
+        return Path(variables[sources.CONFIG_VARIABLE])
+    return next((path for path in SEARCHED if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that is closed to this user: not ours
+        return False
+
+
+def _machine_defaults(environ: Mapping[str, str]) -> sources.Layer:
+    """Without a file a normal user should get a working proxy: keep the store where that user may write."""
+    if os.geteuid() == 0 or os.access(_SYSTEM_STORE, os.W_OK):
+        return sources.Layer("default", {})
+    home = environ.get("HOME") or str(Path("~").expanduser())
+    state = Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state").absolute()
+    source = f"default ({_SYSTEM_STORE} is not writable for this user)"
+    return sources.Layer(source, {"store": {"url": (state / "tlsproxy").as_uri()}})
+
+
+def _merge(layers: Sequence[sources.Layer]) -> dict[str, Any]:
+    """Lay the layers on each other: tables are merged, lists and single values replaced."""
+    # Its import costs five times that of the models, and worker processes never come here.
+    from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource  # noqa: PLC0415
+
+    class Merged(BaseSettings, extra="allow"):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return tuple(InitSettingsSource(settings_cls, layer.values) for layer in layers)
+
+    return dict(Merged().model_extra or {})
+
+
+def _validate(layers: Sequence[sources.Layer], merged: dict[str, Any]) -> Settings:
+    problems = [problem for layer in layers for problem in layer.problems]
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError([*translate(error, layers, merged), *problems]) from error
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _find_origins(settings: Settings, layers: Sequence[sources.Layer], merged: dict[str, Any]) -> dict[str, str]:
+    origins = {}
+    for path, _ in flatten(settings):
+        written = rules.written_path(path, merged)
+        # A pair of files for one name may be written without the list around it, and a list of one is a list.
+        layer = find_place(layers, written)
+        origins[sources.dotted(path)] = layer.origin(written) if layer else "default"
+    return origins
+
+
+def _nothing_to_serve(path: Path | None) -> Problem:
+    looked = f"no file at {' or '.join(map(str, SEARCHED))}" if path is None else ""
+    message = "there is no site to serve; add [[sites]] to the configuration, or --site HOST=BACKEND"
+    return Problem(str(path or ""), "sites", message + (f" ({looked})" if looked else ""))

@@ -22,61 +22,82 @@ class Section(BaseModel):
 
 
 class Listen(Section):
-    https: fields.Addresses = Field((":443",), description="Addresses that speak TLS: host:port, [v6]:port or :port.")
-    http: fields.Addresses = Field((":80",), description="Addresses that redirect to https; an empty list is off.")
+    https: fields.Addresses = Field(
+        default=(":443",), description="Addresses that speak TLS: host:port, [v6]:port or :port."
+    )
+    http: fields.Addresses = Field(
+        default=(":80",), description="Addresses that redirect to https; an empty list is off."
+    )
     proxy_protocol: fields.ProxyProtocol = Field(
-        (), description="Networks that must speak the PROXY protocol; true is all."
+        default=(), description="Networks that must speak the PROXY protocol; true is all."
     )
 
 
 class Server(Section):
-    workers: fields.Workers = Field("auto", description="Worker processes; auto counts the usable CPUs.")
-    user: str = Field("", description="User to become after the sockets are bound.")
-    trusted_proxies: fields.Networks = Field((), description="Networks whose forwarding headers are believed.")
-    drain: fields.Duration = Field(9.5, description="How long requests in flight may take after a stop.")
+    workers: fields.Workers = Field(default="auto", description="Worker processes; auto counts the usable CPUs.")
+    user: str = Field(default="", description="User to become after the sockets are bound.")
+    trusted_proxies: fields.Networks = Field(default=(), description="Networks whose forwarding headers are believed.")
+    drain: fields.Duration = Field(default=9.5, description="How long requests in flight may take after a stop.")
     forwarded: bool = Field(default=False, description="Also send the Forwarded header of RFC 7239 to backends.")
     via: bool = Field(default=False, description="Send Via to backends.")
 
 
 class Limits(Section):
-    header_size: fields.Size = Field(32768, ge=256, le=2**20, description="Bytes of a request's head; beyond is 431.")
-    header_count: fields.Count = Field(100, ge=1, le=10_000, description="Fields of a request's head; beyond is 431.")
-    target_size: fields.Size = Field(8192, ge=16, le=2**20, description="Bytes of a request target; beyond is 414.")
-    header_timeout: fields.PositiveDuration = Field(15.0, description="Time for a request's head to arrive; then 408.")
-    handshake_timeout: fields.PositiveDuration = Field(10.0, description="Time for a TLS handshake.")
-    body_idle: fields.PositiveDuration = Field(60.0, description="Longest pause within a request's body.")
-    write_idle: fields.PositiveDuration = Field(
-        60.0, description="Longest time a client may take nothing of its answer."
+    header_size: fields.Size = Field(
+        default=32768, ge=256, le=2**20, description="Bytes of a request's head; beyond is 431."
     )
-    keep_alive: fields.PositiveDuration = Field(75.0, description="How long an idle client connection is kept.")
-    connections: fields.Count = Field(0, description="Client connections of one worker; 0 follows the open-file limit.")
-    connections_per_client: fields.Count = Field(0, description="Connections of one client address; 0 is off.")
-    connect_timeout: fields.PositiveDuration = Field(3.0, description="Time to connect to a backend.")
-    tunnel_idle: fields.PositiveDuration = Field(3600.0, description="Longest silence of an upgraded connection.")
+    header_count: fields.Count = Field(
+        default=100, ge=1, le=10_000, description="Fields of a request's head; beyond is 431."
+    )
+    target_size: fields.Size = Field(
+        default=8192, ge=16, le=2**20, description="Bytes of a request target; beyond is 414."
+    )
+    header_timeout: fields.PositiveDuration = Field(
+        default=15.0, description="Time for a request's head to arrive; then 408."
+    )
+    handshake_timeout: fields.PositiveDuration = Field(default=10.0, description="Time for a TLS handshake.")
+    body_idle: fields.PositiveDuration = Field(default=60.0, description="Longest pause within a request's body.")
+    write_idle: fields.PositiveDuration = Field(
+        default=60.0, description="Longest time a client may take nothing of its answer."
+    )
+    keep_alive: fields.PositiveDuration = Field(default=75.0, description="How long an idle client connection is kept.")
+    connections: fields.Count = Field(
+        default=0, description="Client connections of one worker; 0 follows the open-file limit."
+    )
+    connections_per_client: fields.Count = Field(default=0, description="Connections of one client address; 0 is off.")
+    connect_timeout: fields.PositiveDuration = Field(default=3.0, description="Time to connect to a backend.")
+    tunnel_idle: fields.PositiveDuration = Field(
+        default=3600.0, description="Longest silence of an upgraded connection."
+    )
     pool_idle_per_backend: fields.Count = Field(
-        32, le=10_000, description="Idle connections a worker keeps per backend."
+        default=32, le=10_000, description="Idle connections a worker keeps per backend."
     )
 
 
 class Tls(Section):
-    minimum_version: fields.TlsVersion = Field("1.2", description="Oldest TLS version spoken.")
+    minimum_version: fields.TlsVersion = Field(default="1.2", description="Oldest TLS version spoken.")
     default_host: fields.OptionalHost = Field(
-        "", description="Site for clients that send no or an unknown name; empty refuses."
+        default="", description="Site for clients that send no or an unknown name; empty refuses."
     )
 
 
 class Store(Section):
-    url: str = Field(
-        "file:///var/lib/tlsproxy", description="Where certificates and keys are kept: file:///folder or memory:."
+    url: fields.StoreUrl = Field(
+        default="file:///var/lib/tlsproxy",
+        description="Where certificates and keys are kept: file:///folder or memory:.",
     )
 
 
 class Log(Section):
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    format: Literal["auto", "console", "json"] = Field("auto", description="auto is console in a terminal, JSON else.")
-    access: str = Field("-", description='Access log: "-" is stdout, a file, or "off".')
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto is console in a terminal, JSON else."
+    )
+    access: str = Field(default="-", description='Access log: "-" is stdout, a file, or "off".')
     redact_query: fields.Texts = Field(
-        ("token", "access_token", "code", "password", "secret", "api_key", "key", "signature", "sig"),
+        default=("token", "access_token", "code", "password", "secret", "api_key", "key", "signature", "sig"),
         description="Query parameters whose values never reach the access log.",
     )
 
@@ -103,16 +124,20 @@ Certificate = Annotated[
 
 
 class Route(Section):
-    path: fields.RoutePath = Field("/", description="Path prefix, matched on segment borders; the longest wins.")
+    path: fields.RoutePath = Field(
+        default="/", description="Path prefix, matched on segment borders; the longest wins."
+    )
     strip_prefix: bool = Field(default=False, description="Forward without the prefix and send X-Forwarded-Prefix.")
     backends: fields.Backends = Field(min_length=1, description="http://host:port or unix:/path.")
     balance: Literal["least_conn", "round_robin", "random", "ip_hash"] = Field(
-        "least_conn", description="Choice of a backend."
+        default="least_conn", description="Choice of a backend."
     )
     response_timeout: fields.PositiveDuration = Field(
-        300.0, description="Time for a backend's answer to begin; then 504."
+        default=300.0, description="Time for a backend's answer to begin; then 504."
     )
-    max_body: fields.SizeOrOff = Field(0, description="Largest request body; beyond is 413. 0 or off is no limit.")
+    max_body: fields.SizeOrOff = Field(
+        default=0, description="Largest request body; beyond is 413. 0 or off is no limit."
+    )
 
 
 _SHORT_FORM = {
@@ -124,15 +149,19 @@ class Site(Section):
     model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(_SHORT_FORM))
 
     hosts: fields.Hosts = Field(min_length=1, description="Names served: exact, or *.example.com.")
-    certificate: Certificate = Field("internal", description="internal, or files: { chain, key }, or a list of them.")
+    certificate: Certificate = Field(
+        default="internal", description="internal, or files: { chain, key }, or a list of them."
+    )
     client_ca: fields.OptionalPath = Field(
-        None, description="CA certificates (PEM) that client certificates must come from."
+        default=None, description="CA certificates (PEM) that client certificates must come from."
     )
     client_auth: Literal["off", "request", "require"] = Field(
-        "off", description="Whether clients are asked for a certificate."
+        default="off", description="Whether clients are asked for a certificate."
     )
-    minimum_version: Literal["", "1.2", "1.3"] = Field("", description="Oldest TLS version here; empty follows [tls].")
-    hsts: fields.DurationOrOff = Field(0.0, description="max-age of Strict-Transport-Security; off sends none.")
+    minimum_version: Literal["", "1.2", "1.3"] = Field(
+        default="", description="Oldest TLS version here; empty follows [tls]."
+    )
+    hsts: fields.DurationOrOff = Field(default=0.0, description="max-age of Strict-Transport-Security; off sends none.")
     routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(description="Where requests go, by path prefix.")
 
     @model_validator(mode="wrap")

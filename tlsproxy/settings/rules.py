@@ -1,6 +1,6 @@
 """Rules between values: what no single key can know.
 
-Works on the raw data, which may be wrong anywhere, so that a broken rule is reported together with broken values and not
+Works on the raw data, which may be wrong anywhere, so that a broken rule is reported together with broken values, not
 one run later. Knows nothing about files; a fault names its place by path, and the other place it clashes with.
 """
 
@@ -193,7 +193,9 @@ def _at(data: Any, path: Path) -> Any:
 
 
 def _fault_details(fault: Fault) -> InitErrorDetails:
-    kind = PydanticCustomError("rule", "{message}", {"message": fault.message, "other": fault.other})
+    kind = PydanticCustomError(
+        "rule", "{message}", {"message": fault.message, "other": fault.other, "depth": len(fault.path)}
+    )
     return InitErrorDetails(type=kind, loc=fault.path, input=None)
 
 

@@ -1,7 +1,7 @@
 """The words of the configuration: text -> value, pure.
 
 Every parser takes what TOML, JSON or the environment can hold and returns the normal form, or raises ValueError whose
-message is a sentence for the user. Rule: a normal form parses to itself, so settings survive the way to a child process.
+message is a sentence for the user. Rule: a normal form parses to itself, so settings reach a child process unchanged.
 Knows nothing about files, sections or where a value came from.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -44,6 +45,8 @@ _UNIX_PATH_LIMIT = 107  # sun_path of Linux without its NUL
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return `, did you mean "x"?` for the nearest choice, or an empty string."""
+    if not any(char.isalpha() for char in word):
+        return ""
     near = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
     return f', did you mean "{near[0]}"?' if near else ""
 
@@ -126,7 +129,7 @@ def parse_host(value: object) -> str:
         return str(address)
     if ":" in text:
         raise ValueError(
-            f"{_show(value)}: a site has no port (ports are set in [listen]), write {text.split(':')[0]!r}"
+            f'{_show(value)}: a site has no port (ports are set in [listen]), write "{text.split(":")[0]}"'
         )
     wildcard, rest = ("*.", text[2:]) if text.startswith("*.") else ("", text)
     if "*" in rest:
@@ -180,6 +183,17 @@ def parse_proxy_protocol(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, str) and value.lower() in {"true", "false", ""}):
         return ["0.0.0.0/0", "::/0"] if str(value).lower() == "true" else []
     return split_list(value)
+
+
+def parse_store_url(value: object) -> str:
+    """Return where the store is: "file:///folder" or "memory:"."""
+    text = _text(value, "a store URL")
+    parts = urlsplit(text)
+    if parts.scheme == "memory" and text == "memory:":
+        return text
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+        raise ValueError(f"{_show(value)} is not a store; write file:///var/lib/tlsproxy")
+    return text
 
 
 def parse_backend(value: object) -> str:
@@ -240,7 +254,8 @@ def _text(value: object, what: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value) if not isinstance(value, str) else '"' + value.encode("unicode_escape").decode() + '"'
+    """Return a value as the user wrote it, or near to it: text in quotes with everything odd escaped."""
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -284,9 +299,9 @@ def _port(text: str, value: object, *, lowest: int) -> int:
 
 def _unix_backend(text: str) -> str:
     path = text[len("unix:") :]
-    if path.startswith("//"):
-        path = "/" + path.lstrip("/") if path.startswith("///") else path[1:]
-    if not path.startswith("/") or path == "/" or text[len("unix:") :].startswith("//") and path.startswith("//"):
+    if path.startswith("///"):  # the URL form, unix:///run/app.sock: an empty authority before the path
+        path = path[2:]
+    if not path.startswith("/") or path.startswith("//") or path.endswith("/"):
         raise ValueError(f"{_show(text)}: a unix socket is named by its absolute path, as in unix:/run/app.sock")
     if len(path.encode()) > _UNIX_PATH_LIMIT:
         raise ValueError(f"{_show(text)}: the path of a unix socket has at most {_UNIX_PATH_LIMIT} bytes")
