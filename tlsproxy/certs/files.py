@@ -107,16 +107,25 @@ class FileWatch:
         return f"<FileWatch {len(self._pairs)} pairs>"
 
 
+def log_doubts(name: str, files: CertificateFiles, bundle: Bundle) -> None:
+    """Log what is wrong with a pair that is served all the same."""
+    for warning in bundle.warnings:
+        logger.warning("certificate.file_doubtful", extra={**_where(name, files), "error": warning})
+
+
 def _log(event: Event) -> None:
-    where = {"certificate": event.name, "chain": str(event.files.chain), "key": str(event.files.key)}
+    where = _where(event.name, event.files)
     if isinstance(event, Rejected):
         logger.warning("certificate.file_rejected", extra={**where, "error": event.reason})
         return
     bundle = event.bundle
     details = {"serial": bundle.serial, "not_after": bundle.not_after.isoformat(), "names": list(bundle.names)}
     logger.info("certificate.file_changed", extra={**where, **details})
-    for warning in bundle.warnings:
-        logger.warning("certificate.file_doubtful", extra={**where, "error": warning})
+    log_doubts(event.name, event.files, bundle)
+
+
+def _where(name: str, files: CertificateFiles) -> dict[str, str]:
+    return {"certificate": name, "chain": str(files.chain), "key": str(files.key)}
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
