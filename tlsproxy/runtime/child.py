@@ -20,7 +20,10 @@ def open_control_socket(argv: Sequence[str]) -> socket.socket:
     """Return the socket named by `--control-fd N`. The caller hands it to `ControlChannel.open`, which then owns it."""
     parser = argparse.ArgumentParser(description="A child process of `tlsproxy run`; not to be started by hand.")
     parser.add_argument("--control-fd", type=int, required=True)
-    return socket.socket(fileno=parser.parse_args(argv).control_fd)
+    sock = socket.socket(fileno=parser.parse_args(argv).control_fd)
+    # It came through exec; what this child executes itself must not hold it open after our end.
+    sock.set_inheritable(False)
+    return sock
 
 
 def release_signals(*ignored: signal.Signals) -> None:

@@ -189,6 +189,10 @@ class ControlChannel(asyncio.Protocol):
             raise item
         return item
 
+    def deliver(self, message: Message | None) -> None:
+        """Hand the receiver an order as if the peer had given it (None: to leave). For signals."""
+        self._inbox.put_nowait(message)
+
     async def __aiter__(self) -> AsyncIterator[Message]:
         while (message := await self.receive()) is not None:
             yield message

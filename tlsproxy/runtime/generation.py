@@ -1,0 +1,162 @@
+"""A generation: the children that serve one configuration, from their start to their end.
+
+start → ready → serve (replacing what dies) → drain. The listeners are not its own: they belong to the supervisor, so
+that an old and a new generation can hold them at the same time. Two generations share nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tlsproxy.runtime.children import describe_exit, plan_replacement
+from tlsproxy.runtime.control import CertificatesChanged, ControlError, Drain, Drained, Message
+from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
+
+logger = logging.getLogger(__name__)
+
+KILL_WAIT = 1.0
+"""Seconds to wait for the kernel after SIGKILL; only a process in uninterruptible sleep takes longer."""
+
+
+@dataclass(frozen=True)
+class DrainOutcome:
+    """What a drain cost: connections cut by the workers themselves, and children that had to be killed."""
+
+    cut: int
+    killed: tuple[str, ...]
+
+
+class Generation:
+    """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
+
+    # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot).
+
+    def __init__(self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec]) -> None:
+        self.number = number
+        self._certifier = certifier
+        self._workers = tuple(workers)
+        self._children: set[ChildProcess] = set()
+        self._lives: set[asyncio.Task[None]] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Generation {self.number} {', '.join(self.names())}>"
+
+    async def start(self) -> None:
+        """Start the certifier, then the workers (they need its certificates); return when all are ready.
+
+        Raises ChildFailed with the first reason; the caller then calls `kill`.
+        """
+        certifier = await self._launch(self._certifier)
+        launches = [asyncio.create_task(self._launch(spec)) for spec in self._workers]
+        try:
+            workers = await asyncio.gather(*launches)
+        finally:
+            for launch in launches:
+                launch.cancel()
+        self._keepers = [asyncio.create_task(self._keep(child)) for child in (certifier, *workers)]
+
+    def names(self) -> list[str]:
+        """The children that live, as `worker 0`."""
+        return sorted(child.spec.name for child in self._children)
+
+    def pids(self) -> set[int]:
+        return {child.pid for child in self._children}
+
+    def send_to_workers(self, message: Message) -> None:
+        """Also to those that are still starting: they read it after their Start."""
+        for child in self._children:
+            if child.spec.is_worker:
+                child.channel.send(message)
+
+    def poll(self) -> None:
+        """Look which children have ended."""
+        for child in self._children:
+            child.poll()
+
+    async def drain(self, timeout: float) -> DrainOutcome:
+        """End all children within `timeout` seconds: ask, wait, kill what is left."""
+        self._stop_replacing()
+        children = list(self._children)
+        for child in children:
+            child.channel.send(Drain(_time_for_children(timeout)))
+        if children:
+            await asyncio.wait([child.exited for child in children], timeout=timeout)
+        late = tuple(sorted(child.spec.name for child in children if not child.exited.done()))
+        await self.kill()
+        return DrainOutcome(sum(child.cut for child in children), late)
+
+    async def kill(self) -> None:
+        """End all children now and every task of this generation. Safe at any time, also twice."""
+        self._stop_replacing()
+        for child in self._children:
+            child.kill()
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=KILL_WAIT)
+        tasks = [*self._keepers, *self._lives]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _launch(self, spec: ChildSpec) -> ChildProcess:
+        child = await ChildProcess.spawn(spec)
+        self._children.add(child)
+        child.exited.add_done_callback(lambda _: self._children.discard(child))
+        life = asyncio.create_task(child.live(self._handle))
+        self._lives.add(life)
+        life.add_done_callback(self._lives.discard)
+        try:
+            await child.start()
+        except ChildFailed:
+            child.kill()
+            raise
+        return child
+
+    def _handle(self, child: ChildProcess, message: Message) -> None:
+        match message:
+            case CertificatesChanged():
+                self.send_to_workers(message)
+            case Drained(cut=cut):
+                child.cut = cut
+            case _:
+                raise ControlError(f"{type(message).__name__} is not for the supervisor")
+
+    async def _keep(self, child: ChildProcess) -> None:
+        """Watch over one slot for as long as the generation serves."""
+        failures = 0
+        while True:
+            returncode = await child.exited
+            delay, failures = plan_replacement(failures, child.healthy_for())
+            _log_death(child, returncode, delay)
+            child, failures = await self._replace(child.spec, delay, failures)
+
+    async def _replace(self, spec: ChildSpec, delay: float, failures: int) -> tuple[ChildProcess, int]:
+        """Try until one is ready; each failed try lengthens the pause."""
+        while True:
+            await asyncio.sleep(delay)
+            try:
+                child = await self._launch(spec)
+            except ChildFailed as error:
+                delay, failures = plan_replacement(failures, healthy_for=0.0)
+                extra = {"slot": spec.start.slot, "error": str(error), "retry_in": delay}
+                logger.error("%s.failed", spec.role, extra=extra)  # noqa: TRY400 - the reason is the child's
+            else:
+                logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "pid": child.pid})
+                return child, failures
+
+    def _stop_replacing(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+
+
+def _time_for_children(timeout: float) -> float:
+    """A little less than the whole, so that a worker cuts its last connections itself, with a goodbye."""
+    return timeout - min(0.5, timeout / 10)
+
+
+def _log_death(child: ChildProcess, returncode: int, delay: float) -> None:
+    extra = {"slot": child.spec.start.slot, "pid": child.pid, "status": describe_exit(returncode), "retry_in": delay}
+    logger.error("%s.died", child.spec.role, extra=extra)

@@ -1,0 +1,161 @@
+"""Who we are: check it at start, give up root in the children for good.
+
+The supervisor stays root (it binds, and must bind again after a reload); it parses nothing that a client sent.
+A child drops before it touches configured files or clients, so that a key the worker could not read again at the next
+renewal is noticed at start. Rule: a drop is verified, and a drop that cannot be verified ends the child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tlsproxy.errors import TlsproxyError
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+ROOT_ADVICE = (
+    'running as root without server.user: a flaw in a worker would be a flaw of root. Set server.user = "www-data" '
+    "(ports are bound first, then the workers drop), or run as that user with CAP_NET_BIND_SERVICE"
+)
+
+
+class PrivilegeError(TlsproxyError):
+    """The user we are, or should become, does not fit what was asked for."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A system user as the kernel sees it."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def find_account(user: str) -> Account | None:
+    """Return the account to drop to, or None when there is nothing to drop.
+
+    None means: no user was asked for, or this process already is that user. Raises PrivilegeError.
+    """
+    if not user:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise PrivilegeError(
+            f'server.user: there is no user "{user}" on this system. Create it (useradd --system {user}).'
+        ) from None
+    if entry.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise PrivilegeError(
+            f'server.user: only root can become "{user}", this is uid {os.geteuid()}. '
+            f"Start as root, start as {user}, or leave server.user empty."
+        )
+    return Account(user, entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(user, entry.pw_gid)))
+
+
+def drop_privileges(user: str) -> None:
+    """Become `user` (if needed) and rule out new privileges for this process and what it executes.
+
+    Raises PrivilegeError; the caller must not go on then.
+    """
+    account = find_account(user)
+    if account is not None:
+        _become(account)
+        _verify(account)
+    _forbid_new_privileges()
+
+
+def prepare_store(url: str, account: Account) -> None:
+    """As root, see to it that the dropped children can use a `file:` store. Raises PrivilegeError.
+
+    A missing directory is created for the account; an existing one is never changed, only judged.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return
+    folder = Path(unquote(parts.path))
+    if not folder.exists():
+        _make_folder(folder, account)
+    elif not _may_write(folder.stat(), account):
+        raise PrivilegeError(
+            f"store.url: {folder} cannot be written by server.user. Run: chown -R {account.name} {folder}"
+        )
+
+
+def prepare_log(access: str, account: Account) -> None:
+    """As root, make the access log file for the dropped workers, who may not be allowed to make one beside it."""
+    if access in ("-", "off") or Path(access).exists():
+        return
+    try:
+        descriptor = os.open(access, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        with os.fdopen(descriptor, "wb"):
+            os.fchown(descriptor, account.uid, account.gid)
+    except OSError as error:
+        raise PrivilegeError(
+            f"log.access: cannot create {access}: {error.strerror}. Create its directory first."
+        ) from error
+
+
+def _make_folder(folder: Path, account: Account) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+        os.chown(folder, account.uid, account.gid)
+    except OSError as error:
+        raise PrivilegeError(
+            f"store.url: cannot create {folder}: {error.strerror}. Create it for {account.name}."
+        ) from error
+
+
+def _may_write(status: os.stat_result, account: Account) -> bool:
+    if status.st_uid == account.uid:
+        return bool(status.st_mode & stat.S_IWUSR)
+    if status.st_gid in account.groups:
+        return bool(status.st_mode & stat.S_IWGRP)
+    return bool(status.st_mode & stat.S_IWOTH)
+
+
+def _become(account: Account) -> None:
+    # Groups first: after setuid there is no right left to change them.
+    try:
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, account.uid)
+    except OSError as error:
+        raise PrivilegeError(f"server.user: cannot become {account.name}: {error.strerror}") from error
+
+
+def _verify(account: Account) -> None:
+    changed = (
+        os.getresuid() == (account.uid,) * 3
+        and os.getresgid() == (account.gid,) * 3
+        and set(os.getgroups()) == set(account.groups)
+    )
+    if not changed or _can_be_root():
+        raise PrivilegeError(f"server.user: the change to {account.name} did not hold; refusing to serve")
+
+
+def _can_be_root() -> bool:
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return False
+    return True
+
+
+def _forbid_new_privileges() -> None:
+    """No set-uid program can give back what was dropped (prctl(2); Python has no wrapper)."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise PrivilegeError(f"PR_SET_NO_NEW_PRIVS: {os.strerror(ctypes.get_errno())}")
