@@ -1,0 +1,69 @@
+"""`scripts/bench --profile ROW`: where tlsproxy's time goes under that row's load.
+
+py-spy samples the busiest worker while the generator runs. Writes collapsed stacks (speedscope.app and flamegraph.pl
+open them) and prints the functions with the most time.
+"""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from scripts.benchmark import measure
+from scripts.benchmark.arena import Arena, Contest, MeasurementError
+from scripts.benchmark.load import Load
+from scripts.benchmark.peers import PEERS, VENV
+from scripts.benchmark.rows import connect, saturate
+
+RATE = 500
+LOADS: dict[str, Callable[[Contest, float], Load]] = {
+    "http1-small": lambda contest, seconds: saturate(contest, "/small", seconds),
+    "http1-64k": lambda contest, seconds: saturate(contest, "/large", seconds),
+    "tls-connection": lambda contest, seconds: connect(contest, seconds, resume=False),
+    "tls-resumed": lambda contest, seconds: connect(contest, seconds, resume=True),
+    "bulk": lambda contest, seconds: contest.load.saturate("/bulk", connections=4, seconds=seconds, timeout=60),
+}
+
+
+def profile(arena: Arena, row: str, seconds: float, target: Path, *, native: bool) -> str:
+    """Run the row's load on tlsproxy alone, write `target`, return the summary."""
+    spy = shutil.which("py-spy", path=f"{VENV}:/usr/local/bin:/usr/bin")
+    if spy is None:
+        raise MeasurementError("py-spy is not installed: pip install py-spy")
+    with arena.running(PEERS["tlsproxy"]) as contest:
+        generate = LOADS[row]
+        worker = _busiest(contest, lambda: generate(contest, 1))
+        options = ["--format", "raw", "--rate", str(RATE), "--duration", str(round(seconds))]
+        command = [spy, "record", *options, "--output", str(target), "--pid", str(worker)]
+        command += ["--native"] if native else []
+        sampler = arena.processes.open(command, cores=arena.cores.load, environ={})
+        try:
+            load = generate(contest, seconds + 1)
+            said = sampler.communicate(timeout=60)[0]
+        finally:
+            arena.processes.stop(sampler)
+    if not target.exists():
+        raise MeasurementError(f"py-spy wrote nothing: {said.strip()[-500:]}")
+    return f"{load.rate:.0f} requests/s while sampled, worker {worker}\n{summarise(target.read_text())}"
+
+
+def _busiest(contest: Contest, warm_up: Callable[[], Load]) -> int:
+    before = measure.cpu_by_process(contest.pid)
+    warm_up()
+    after = measure.cpu_by_process(contest.pid)
+    return max(after, key=lambda pid: after[pid] - before.get(pid, 0.0))
+
+
+def summarise(collapsed: str, top: int = 40) -> str:
+    """Return the functions with the most time of their own, with their share alone and with what they call."""
+    own: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for line in collapsed.splitlines():
+        stack, _, count = line.rpartition(" ")
+        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        own[frames[-1]] += int(count)
+        total.update(dict.fromkeys(frames, int(count)))
+    samples = sum(own.values()) or 1
+    lines = [f"{own[name] / samples:6.1%} {total[name] / samples:6.1%}  {name}" for name, _ in own.most_common(top)]
+    return "\n".join(["   own   total  function", *lines])

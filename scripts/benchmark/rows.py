@@ -1,0 +1,240 @@
+"""The works that are compared, their figures, and the budgets of the design.
+
+A row runs one peer once and returns a Sample; interleaving, medians and ratios are not its business. The proxy is
+started fresh for every run and warmed up with the same work, so no run inherits the memory or the luck of another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import sleep
+
+from scripts.benchmark import measure
+from scripts.benchmark.arena import LENGTHS, Arena, Contest, MeasurementError
+from scripts.benchmark.load import Load
+from scripts.benchmark.peers import PEERS, Peer
+
+WARM_UP = 1.0
+CONNECTIONS = 50
+IDLE_CONNECTIONS = 800
+CLIENTS = 6
+MEBI, GIBI = 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run: the figure that is compared, and what else is worth a column."""
+
+    figure: float
+    details: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The *must* column: at most these ratios, or at least these values (figure or detail by name)."""
+
+    nginx: float | None = None
+    caddy: float | None = None
+    at_least: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Effort:
+    """How long to run, and what one row learned that others need. Mutable state: nginx's saturation rate."""
+
+    arena: Arena
+    seconds: float
+    saturation: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One work. `run` raises MeasurementError or ValueError when the run is invalid."""
+
+    name: str
+    title: str
+    figure: str
+    budget: Budget
+    run: Callable[[Effort, Peer], Sample]
+    digits: int = 1
+    note: str = ""
+
+
+def keep_alive(path: str) -> Callable[[Effort, Peer], Sample]:
+    """CPU per request on busy keep-alive connections."""
+
+    def run(effort: Effort, peer: Peer) -> Sample:
+        with effort.arena.running(peer) as contest:
+            saturate(contest, path, WARM_UP)
+            cpu, load = timed(contest, lambda: saturate(contest, path, effort.seconds))
+            return per_request(contest, cpu, load)
+
+    return run
+
+
+def new_connections(effort: Effort, peer: Peer) -> Sample:
+    """CPU per connection with a full TLS 1.3 handshake and one request."""
+    with effort.arena.running(peer) as contest:
+        connect(contest, WARM_UP, resume=False)
+        cpu, load = timed(contest, lambda: connect(contest, effort.seconds, resume=False))
+        if load.resumed:
+            raise MeasurementError(f"{load.resumed} handshakes were resumed without a ticket")
+        return per_request(contest, cpu, load)
+
+
+def resumed_connections(effort: Effort, peer: Peer) -> Sample:
+    """CPU per connection that offers the last ticket, before two workers."""
+    with effort.arena.running(peer, workers=2) as contest:
+        connect(contest, WARM_UP, resume=True)
+        cpu, load = timed(contest, lambda: connect(contest, effort.seconds, resume=True))
+        sample = per_request(contest, cpu, load)
+        offered = max(1, load.requests - CLIENTS)  # the first connection of each client has no ticket yet
+        return Sample(sample.figure, {**sample.details, "resumed": load.resumed / offered})
+
+
+def bulk(effort: Effort, peer: Peer) -> Sample:
+    """CPU per GiB of 100 MiB downloads, and how far the memory grows meanwhile."""
+    with effort.arena.running(peer) as contest:
+        saturate(contest, "/small", WARM_UP, connections=4)
+        with measure.PeakMemory(contest.pid) as memory:
+            cpu, load = timed(
+                contest, lambda: contest.load.saturate("/bulk", connections=4, seconds=effort.seconds, timeout=60)
+            )
+        rate = load.bytes / load.seconds / MEBI
+        grown = (memory.peak - memory.before) / MEBI
+        return Sample(cpu / (load.bytes / GIBI), {"mib_s": rate, "rss_mib": memory.peak / MEBI, "grown_mib": grown})
+
+
+def memory_per_connection(effort: Effort, peer: Peer) -> Sample:
+    """Resident memory each idle keep-alive connection adds after serving three requests."""
+    with effort.arena.running(peer) as contest:
+        with contest.load.hold("/small", length=LENGTHS["/small"], count=20):
+            pass
+        before = measure.rss_bytes(contest.pid)
+        with contest.load.hold("/small", length=LENGTHS["/small"], count=IDLE_CONNECTIONS):
+            sleep(0.5)  # what the proxy frees by itself after a burst is its merit
+            held = measure.rss_bytes(contest.pid)
+        return Sample((held - before) / 1024 / IDLE_CONNECTIONS, {"rss_mib": held / MEBI})
+
+
+def two_workers(effort: Effort, peer: Peer) -> Sample:
+    """Throughput of two workers on two cores against one on one, with the same generator."""
+    single, single_cost = throughput(effort, peer, workers=1)
+    double, double_cost = throughput(effort, peer, workers=2, paced=single / 2)
+    details = {"rps": double, "rps_1": single, "measured": double / single}
+    if not peer.worker_is:
+        return Sample(double / single, details)
+    capacity = single_cost / double_cost
+    details["capacity"] = capacity
+    return Sample(capacity if effort.arena.cores.shared else double / single, details)
+
+
+def throughput(effort: Effort, peer: Peer, *, workers: int, paced: float = 0) -> tuple[float, float]:
+    """Return requests per second at saturation, and the busiest worker's CPU for each of all requests at a fixed rate.
+
+    The rate is fixed, by default half of that saturation, because on shared cores wrk would send more to the worker
+    that has the better core, and hide how evenly the connections were spread.
+    """
+    with effort.arena.running(peer, workers=workers, spread=workers > 1) as contest:
+        saturate(contest, "/small", WARM_UP, connections=100, threads=2)
+        rate = saturate(contest, "/small", effort.seconds, connections=100, threads=2).rate
+        before = cpu_by_worker(contest)
+        load = pace(contest, paced or rate / 2, effort.seconds)
+        after = cpu_by_worker(contest)
+        return rate, max(after[worker] - before.get(worker, 0) for worker in after) / load.requests
+
+
+def latency(effort: Effort, peer: Peer) -> Sample:
+    """The 99th percentile at half of what nginx can do at most."""
+    rate = nginx_saturation(effort) / 2
+    with effort.arena.running(peer) as contest:
+        saturate(contest, "/small", WARM_UP)
+        cpu, load = timed(contest, lambda: pace(contest, rate, effort.seconds))
+        sample = per_request(contest, cpu, load)
+        return Sample(load.p99, {**sample.details, "cpu_us": sample.figure, "offered": rate})
+
+
+def nginx_saturation(effort: Effort) -> float:
+    """Measure once how many small requests a second nginx answers."""
+    if not effort.saturation:
+        with effort.arena.running(PEERS["nginx"]) as contest:
+            saturate(contest, "/small", WARM_UP)
+            effort.saturation = saturate(contest, "/small", effort.seconds).rate
+    return effort.saturation
+
+
+def timed(contest: Contest, generate: Callable[[], Load]) -> tuple[float, Load]:
+    """Return the CPU seconds the peer used while the load ran."""
+    before = measure.cpu_seconds(contest.pid)
+    load = generate()
+    cpu = measure.cpu_seconds(contest.pid) - before
+    if load.problem:
+        raise MeasurementError(load.problem)
+    return cpu, load
+
+
+def saturate(contest: Contest, path: str, seconds: float, *, connections: int = CONNECTIONS, threads: int = 1) -> Load:
+    """Run wrk, and hold the answers' average size against one answer that was checked byte by byte."""
+    load = contest.load.saturate(path, connections=connections, seconds=seconds, threads=threads)
+    if load.problem:
+        raise MeasurementError(load.problem)
+    expected = contest.answer_sizes[path]
+    slack = expected * connections / load.requests + 0.01 * expected  # answers cut by the end of the run
+    if abs(load.bytes / load.requests - expected) > slack:
+        raise MeasurementError(f"answers of {load.bytes / load.requests:.0f} bytes on average, not {expected}")
+    return load
+
+
+def connect(contest: Contest, seconds: float, *, resume: bool) -> Load:
+    """Run the connecting clients."""
+    return contest.load.connect("/small", length=LENGTHS["/small"], clients=CLIENTS, seconds=seconds, resume=resume)
+
+
+def pace(contest: Contest, rate: float, seconds: float) -> Load:
+    """Run h2load with small requests at a fixed rate."""
+    load = contest.load.pace("/small", length=LENGTHS["/small"], rate=rate, seconds=seconds)
+    if load.problem:
+        raise MeasurementError(load.problem)
+    return load
+
+
+def per_request(contest: Contest, cpu: float, load: Load) -> Sample:
+    """CPU microseconds per request, with the usual columns."""
+    rss = measure.rss_bytes(contest.pid) / MEBI
+    return Sample(cpu / load.requests * 1e6, {"rps": load.rate, "p50": load.p50, "p99": load.p99, "rss_mib": rss})
+
+
+def cpu_by_worker(contest: Contest) -> dict[int, float]:
+    """CPU seconds of each worker, whatever a worker is to this peer."""
+    if contest.peer.worker_is == "thread":
+        return measure.cpu_by_thread(contest.pid)
+    return measure.cpu_by_process(contest.pid)
+
+
+SMALL_NOTE = f"{CONNECTIONS} keep-alive connections, 9 request fields, wrk at saturation."
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row("http1-small", "HTTP/1.1 keep-alive, 216 B JSON", "CPU µs/request", Budget(nginx=1.8, caddy=0.45),
+            keep_alive("/small"), note=SMALL_NOTE),
+        Row("http1-64k", "HTTP/1.1 keep-alive, 64 KiB answer", "CPU µs/request", Budget(nginx=1.25),
+            keep_alive("/large"), note=SMALL_NOTE),
+        Row("tls-connection", "New TLS 1.3 connection and one request, full handshake", "CPU µs/connection",
+            Budget(nginx=1.4), new_connections, digits=0,
+            note=f"{CLIENTS} clients, P-256 and X25519, Connection: close."),
+        Row("tls-resumed", "TLS 1.3 connection and one request, resumed across 2 workers", "CPU µs/connection",
+            Budget(nginx=1.5, at_least={"resumed": 0.95}), resumed_connections, digits=0,
+            note=f"{CLIENTS} clients, each offers the newest ticket it has; 2 workers on the proxy's one core."),
+        Row("bulk", "100 MiB downloads", "CPU s/GiB", Budget(nginx=1.2), bulk, digits=2,
+            note="4 connections. Growth is the highest resident memory seen less that before the first download."),
+        Row("rss", "Memory per open connection", "RSS KiB/connection", Budget(nginx=1.3), memory_per_connection,
+            note=f"{IDLE_CONNECTIONS} idle keep-alive TLS connections that have served 3 requests each."),
+        Row("workers-2", "2 workers on 2 cores against 1 on 1", "× throughput", Budget(at_least={"": 1.8}),
+            two_workers, digits=2,
+            note="100 connections. Where the generators share the two cores with the proxy, measured throughput can't "
+            "double for anyone; the figure is then the capacity: the only worker's CPU at half of its saturation rate "
+            "over the busier one's of two at the same rate, which is what two unshared cores would carry, an uneven "
+            "spread of connections included. Go moves work between threads: measured only."),
+        Row("latency", "p99 at half of nginx's saturation rate", "p99 ms", Budget(nginx=2.0), latency, digits=2,
+            note="h2load sends small requests at a fixed rate, 50 a second on each connection; below it a peer is saturated."),
+    )
+}  # fmt: skip
