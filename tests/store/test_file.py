@@ -1,0 +1,211 @@
+"""What only a store in a directory has: modes, leftovers, damage, crashes, other processes."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.pki import issue
+from tlsproxy.errors import StoreError
+from tlsproxy.store import file
+from tlsproxy.store.file import FileStore
+
+ONE = issue("one.test").bundle()
+TWO = issue("two.test").bundle()
+NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to act as somebody else")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "store"
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[None]:
+    """Be a user without rights; root may write into directories of any mode."""
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    yield
+    os.seteuid(0)
+    os.setegid(0)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_everything_is_closed_to_others(directory: Path) -> None:
+    FileStore(directory).put("internal/*.a.test", ONE)
+    made = {str(path.relative_to(directory)): mode(path) for path in directory.rglob("*")}
+    assert made == {"certificates": 0o700, "lock": 0o600, "certificates/internal%2f%2a.a.test.json": 0o600}
+    assert mode(directory) == 0o700
+
+
+def test_a_record_is_one_json_object(directory: Path) -> None:
+    FileStore(directory).put("a", ONE)
+    record = json.loads((directory / "certificates/a.json").read_text())
+    assert record["name"] == "a"
+    assert record["key_pem"].encode() == ONE.key_pem
+
+
+def test_an_open_directory_of_our_own_is_closed(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    directory.chmod(0o755)
+    FileStore(directory).put("a", ONE)
+    directory.chmod(0o777)
+    (directory / "certificates").chmod(0o777)
+    assert FileStore(directory).get("a") == ONE
+    assert (mode(directory), mode(directory / "certificates")) == (0o700, 0o700)
+
+
+def test_an_open_directory_with_other_things_in_it_is_refused_and_left_alone(directory: Path) -> None:
+    (directory / "other").mkdir(parents=True)
+    directory.chmod(0o755)
+    with pytest.raises(StoreError, match=r"other users can enter this directory \(mode 0755\).*Run: chmod 0700"):
+        FileStore(directory)
+    assert mode(directory) == 0o755
+
+
+@as_root
+@pytest.mark.usefixtures("nobody")
+def test_an_open_directory_of_somebody_else_is_refused() -> None:
+    with pytest.raises(StoreError, match="other users can enter this directory"):
+        FileStore(Path("/usr"))
+
+
+@as_root
+def test_without_the_right_to_write_reading_goes_on(directory: Path, request: pytest.FixtureRequest) -> None:
+    FileStore(directory).put("a", ONE)
+    for path in (directory, directory / "certificates", directory / "certificates/a.json"):
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o500)
+    directory.parent.chmod(0o755)
+    request.getfixturevalue("nobody")
+    store = FileStore(directory)
+    assert store.get("a") == ONE
+    with pytest.raises(
+        StoreError, match=r"can't be written \(Permission denied\)\. Give it to the user with uid 65534"
+    ):
+        store.put("a", TWO)
+    assert store.get("a") == ONE
+
+
+@as_root
+def test_what_root_writes_belongs_to_the_owner_of_the_directory(directory: Path) -> None:
+    directory.mkdir(parents=True, mode=0o700)
+    os.chown(directory, NOBODY, NOBODY)
+    FileStore(directory).put("a", ONE)
+    owners = {path.stat().st_uid for path in (directory, *directory.rglob("*"))}
+    assert owners == {NOBODY}
+
+
+def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    for path in (tmp_path / "x", tmp_path / "x" / "y"):
+        with pytest.raises(StoreError, match=r"Change store\.url to a directory"):
+            FileStore(path)
+
+
+def test_a_full_disk_keeps_the_old_record(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="The disk is full"):
+        store.put("a", TWO)
+    assert store.get("a") == ONE
+    assert [path.name for path in (directory / "certificates").iterdir()] == ["a.json"]
+
+
+def test_leftovers_of_killed_writers_go_with_the_next_write(directory: Path) -> None:
+    store = FileStore(directory)
+    left = directory / "certificates" / ".new-abcdef"
+    left.write_text("half a record")
+    assert store.list() == ()
+    store.put("a", ONE)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"name": "a"}', b"\xff\xfe", b'{"name": "b"}'])
+def test_a_damaged_record_is_named_and_harms_no_other(directory: Path, damage: bytes) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+    store.put("b", TWO)
+    path = directory / "certificates" / "a.json"
+    path.write_bytes(damage)
+    with pytest.raises(StoreError, match=r"certificates/a\.json: the certificate record is damaged"):
+        store.get("a")
+    assert (store.get("b"), store.list()) == (TWO, ("a", "b"))
+    store.put("a", ONE)
+    assert store.get("a") == ONE
+
+
+def test_the_message_about_damage_repeats_no_key(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+    path = directory / "certificates" / "a.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StoreError) as caught:
+        store.get("a")
+    assert "PRIVATE" not in str(caught.value)
+
+
+def test_a_writer_that_never_ends_is_told_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "_LOCK_TIMEOUT", 0.0)
+    first, second = FileStore(directory), FileStore(directory)
+    with (
+        first.exclusive(),
+        pytest.raises(StoreError, match="another process has been writing"),
+        second.exclusive(),
+    ):
+        pass
+    second.put("a", ONE)
+
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+from tlsproxy.store.file import FileStore
+store = FileStore(Path(sys.argv[1]))
+one, two = store.get("one"), store.get("two")
+print("ready", flush=True)
+while True:
+    store.put("a", one)
+    store.put("a", two)
+"""
+
+
+@pytest.mark.system
+def test_kill_9_in_the_middle_of_writing_leaves_a_whole_record(directory: Path) -> None:
+    store = FileStore(directory)
+    for name, bundle in {"one": ONE, "two": TWO, "a": ONE}.items():
+        store.put(name, bundle)
+    for _ in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(directory)], stdout=subprocess.PIPE)
+        with writer:
+            assert writer.stdout
+            writer.stdout.readline()
+            for _ in range(30):
+                assert store.get("a") in (ONE, TWO)
+            writer.send_signal(signal.SIGKILL)
+        assert store.get("a") in (ONE, TWO)
+        store.put("b", ONE)  # the kernel took the dead writer's lock back
+        assert sorted(path.name for path in (directory / "certificates").iterdir()) == [
+            "a.json",
+            "b.json",
+            "one.json",
+            "two.json",
+        ]
