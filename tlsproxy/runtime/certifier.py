@@ -1,4 +1,4 @@
-"""The certifier process, `python -m tlsproxy.runtime.certifier`: from its control socket to certificates that stay good.
+"""The certifier process, `python -m tlsproxy.runtime.certifier`: control socket in, good certificates out.
 
 Knows the order of its life (Start, drop, prepare, Ready, look again every two seconds), nothing of certificates.
 Rules: only names leave it, never keys; it leaves when it is told to or when the supervisor is gone, and no signal but
