@@ -1,8 +1,8 @@
 """Process logging: one event per line on stderr, as JSON or for a terminal.
 
 The message of a record is the name of an event ("worker.started"); everything else travels in `extra`. Knows formats,
-not events. Rules: a record is one line and one write, so that lines of several processes never mix; nothing in a value can
-break out of its line or reach the terminal as a control sequence; logging never raises into the program.
+not events. Rules: a record is one line and one write, so that lines of several processes never mix; nothing in a value
+breaks out of its line or reaches the terminal as a control sequence; logging never raises into the program.
 The access log is not written here: it is data, and goes its own way.
 """
 

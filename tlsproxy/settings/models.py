@@ -140,13 +140,17 @@ class Route(Section):
     )
 
 
-_SHORT_FORM = {
-    "backends": {"type": "array", "items": {"type": "string"}, "description": 'Short form of one route with path "/".'}
-}
+def _describe_short_form(schema: dict[str, Any]) -> None:
+    """Tell the JSON Schema about `backends` of a site, which is no field: it becomes a route."""
+    about = 'Short form of one route with path "/".'
+    backends = {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": about}
+    schema["properties"]["backends"] = backends
+    schema["required"].remove("routes")
+    schema["anyOf"] = [{"required": ["routes"]}, {"required": ["backends"]}]
 
 
 class Site(Section):
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema["properties"].update(_SHORT_FORM))
+    model_config = ConfigDict(json_schema_extra=_describe_short_form)
 
     hosts: fields.Hosts = Field(min_length=1, description="Names served: exact, or *.example.com.")
     certificate: Certificate = Field(

@@ -1,0 +1,216 @@
+"""The commands: words of the shell -> one call into the house -> text and an exit code.
+
+Knows options, output forms and exit codes; decides nothing itself. Rules: no traceback reaches a user without --debug;
+tables in a terminal, plain text when piped, JSON with --json; what a command says goes to stdout, what went wrong to
+stderr. The only module that imports typer and rich, and it imports the rest of the house inside the commands: `--help`
+is quick, and no worker pays for either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tlsproxy import __version__
+from tlsproxy.errors import ConfigError, TlsproxyError
+
+if TYPE_CHECKING:
+    from tlsproxy.certs.trust import Outcome
+    from tlsproxy.settings import Loaded
+    from tlsproxy.settings.explain import Row
+
+app = typer.Typer(
+    name="tlsproxy",
+    help="The HTTPS front door of FastAPI applications.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration file; else TLSPROXY_CONFIG, ./tlsproxy.toml, /etc/tlsproxy/tlsproxy.toml.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 usage or configuration, 3 no running proxy."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    # Taken out here, so that it may stand before and after the command.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(arguments, prog_name="tlsproxy")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is, the user gets a sentence
+        return _report(error, debug=debug)
+    return 0
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, ConfigError):
+        _complain(str(error))
+    elif isinstance(error, TlsproxyError):
+        _complain(f"tlsproxy: {error}")
+    else:
+        hint = "" if debug else " This is a bug; --debug shows where."
+        _complain(f"tlsproxy: unexpected {type(error).__name__}: {error}.{hint}")
+    return error.exit_code if isinstance(error, TlsproxyError) else 1
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"tlsproxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def tlsproxy(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Terminate TLS before FastAPI applications and forward to them."""
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST=BACKEND[,BACKEND…]", help="Serve this host; instead of the sites of the file."),
+    ] = None,
+    https: Annotated[list[str] | None, typer.Option(metavar="ADDR", help="Listen here for https (:443).")] = None,
+    http: Annotated[list[str] | None, typer.Option(metavar="ADDR", help="Listen here for http (:80).")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes (auto).")] = None,
+) -> None:
+    """Serve until told to stop."""
+    loaded = _load(config, {"site": site, "https": https, "http": http, "workers": workers})
+    from tlsproxy.runtime import preflight, supervisor
+
+    preflight.inspect(loaded)
+    raise typer.Exit(supervisor.run(loaded))
+
+
+@app.command()
+def check(config: ConfigOption = None) -> None:
+    """Check the configuration and the files it names."""
+    loaded = _load(config)
+    from tlsproxy.runtime import preflight
+
+    for warning in preflight.inspect(loaded):
+        _complain(f"warning: {warning}")
+    _say(_summary(loaded))
+
+
+@app.command()
+def explain(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show every effective value and where it came from."""
+    from tlsproxy.settings import explain as explaining
+
+    rows = explaining.explain(_load(config, require_sites=False))
+    if as_json:
+        _say(json.dumps([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows], indent=2))
+    elif sys.stdout.isatty():
+        _print_table(rows)
+    else:
+        _say("\n".join(f"{row.key} = {_written(row.value)}  # {row.origin}" for row in rows))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration."""
+    from tlsproxy.settings import Settings
+
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+    _say(json.dumps(document, indent=2))
+
+
+@app.command()
+def trust(
+    config: ConfigOption = None,
+    show: Annotated[bool, typer.Option("--print", help="Print the root certificate (PEM).")] = False,
+    install: Annotated[bool, typer.Option("--install", help="Make this machine trust the root.")] = False,
+    uninstall: Annotated[bool, typer.Option("--uninstall", help="Undo --install.")] = False,
+) -> None:
+    """Show the root of the internal CA, or make this machine trust it."""
+    from tlsproxy.certs import trust as trusting
+    from tlsproxy.store.base import open_store
+
+    if [show, install, uninstall].count(True) != 1:
+        raise typer.BadParameter("give one of --print, --install, --uninstall")
+    store = open_store(_load(config, require_sites=False).settings.store.url)
+    try:
+        pem = trusting.root_certificate(store, make=not uninstall)
+    finally:
+        store.close()
+    if show:
+        _say(pem.decode().strip())
+    else:
+        _tell_outcomes(trusting.install(pem) if install else trusting.uninstall(pem))
+
+
+def _load(config: Path | None, options: dict[str, Any] | None = None, *, require_sites: bool = True) -> Loaded:
+    from tlsproxy.settings import load
+
+    return load(config, options or {}, os.environ, require_sites=require_sites)
+
+
+def _summary(loaded: Loaded) -> str:
+    settings = loaded.settings
+    hosts = sum(len(site.hosts) for site in settings.sites)
+    routes = sum(len(site.routes) for site in settings.sites)
+    listeners = [f"{kind} on {', '.join(getattr(settings.listen, kind)) or 'nothing'}" for kind in ("https", "http")]
+    counts = [_count(len(settings.sites), "site"), _count(hosts, "host"), _count(routes, "route")]
+    return f"{loaded.path or 'configuration'}: {', '.join(counts)}; {', '.join(listeners)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _tell_outcomes(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        (_say if outcome.ok else _complain)(f"{outcome.store}: {outcome.message}")
+    if not all(outcome.ok for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("key", "value", "origin", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.key, Text(_written(row.value)), Text(row.origin, style="dim"))
+    Console().print(table)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _complain(text: str) -> None:
+    typer.echo(text, err=True)
