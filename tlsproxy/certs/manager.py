@@ -40,6 +40,8 @@ class CertificateManager:
     def prepare(self, now: datetime) -> list[str]:
         """Make what is missing, check what is given; return every problem, as sentences for the user."""
         problems = [problem for site in self._sites for problem in _file_problems(site)]
+        for site in self._internal:
+            _warn_of_wide_wildcards(site)
         try:
             self._check(now)
         except StoreError as error:
@@ -89,3 +91,11 @@ def _file_problems(site: Site) -> Sequence[str]:
             log_doubts(certificate_name(site), files, bundles[-1])
     twice = same_kind_twice(site, bundles)
     return [*problems, twice] if twice else problems
+
+
+def _warn_of_wide_wildcards(site: Site) -> None:
+    """Say that OpenSSL and browsers accept no wildcard right below a top-level name (`*.localhost`, `*.test`)."""
+    wide = [host for host in site.hosts if host.startswith("*.") and host.count(".") == 1]
+    if wide:
+        advice = f"most clients refuse a certificate for {', '.join(wide)}: name the hosts, or use *.app{wide[0][1:]}"
+        logger.warning("certificate.wildcard_too_wide", extra={"certificate": certificate_name(site), "advice": advice})
