@@ -1,0 +1,151 @@
+"""The certifier as a process: what it says on its control socket, and when it leaves."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.store.pki import issue, replace, write_pair
+from tlsproxy.runtime.control import (
+    CertificatesChanged,
+    Drain,
+    Drained,
+    Failed,
+    FrameDecoder,
+    Message,
+    Ready,
+    ReopenLogs,
+    Start,
+    Stats,
+    StatsRequest,
+    control_pair,
+    encode,
+)
+from tlsproxy.settings import CertificateFiles, Log, Route, Settings, Site, Store
+from tlsproxy.store.base import open_store
+
+pytestmark = pytest.mark.system
+ROUTES = (Route(backends=("http://127.0.0.1:1",)),)
+INTERNAL = Site(hosts=("localhost",), certificate="internal", routes=ROUTES)
+
+
+@dataclass
+class Certifier:
+    """A real certifier, the supervisor's end of its socket, and what it has logged."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    log: Path
+
+    def __post_init__(self) -> None:
+        self._decoder = FrameDecoder()
+        self._heard: list[Message] = []
+
+    def say(self, message: Message) -> None:
+        self.control.sendall(encode(message))
+
+    def hear(self) -> Message | None:
+        while not self._heard:
+            received = self.control.recv(65536)
+            if not received:
+                return None
+            self._heard += self._decoder.feed(received)
+        return self._heard.pop(0)
+
+    def end(self) -> int:
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def certifier(tmp_path: Path) -> Iterator[Certifier]:
+    ours, theirs = control_pair()
+    ours.settimeout(15)
+    log = tmp_path / "log"
+    with theirs, log.open("wb") as stderr:
+        command = [sys.executable, "-P", "-m", "tlsproxy.runtime.certifier", "--control-fd", str(theirs.fileno())]
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=stderr)
+    with ours, process:
+        yield Certifier(process, ours, log)
+        process.kill()
+
+
+def start(tmp_path: Path, *sites: Site) -> Start:
+    store = Store(url=f"file://{tmp_path / 'store'}")
+    return Start(settings=Settings(store=store, log=Log(format="json"), sites=sites).model_dump_json())
+
+
+def file_site(tmp_path: Path) -> Site:
+    files = CertificateFiles(chain=tmp_path / "chain.pem", key=tmp_path / "key.pem")
+    return Site(hosts=("a.test",), certificate=files, routes=ROUTES)
+
+
+def become_ready(certifier: Certifier, message: Start) -> None:
+    certifier.say(message)
+    assert [certifier.hear(), certifier.hear()] == [CertificatesChanged(()), Ready()]
+
+
+def test_it_makes_internal_certificates_then_is_ready_then_drains(certifier: Certifier, tmp_path: Path) -> None:
+    become_ready(certifier, start(tmp_path, INTERNAL))
+    bundle = open_store(f"file://{tmp_path / 'store'}").get("internal/localhost")
+    assert bundle
+    assert bundle.covers("localhost")
+    certifier.say(ReopenLogs())
+    certifier.say(StatsRequest())
+    assert isinstance(certifier.hear(), Stats)
+    certifier.say(Drain(5.0))
+    assert [certifier.hear(), certifier.hear(), certifier.end()] == [Drained(), None, 0]
+    assert "PRIVATE" not in certifier.log.read_text()
+
+
+def test_it_fails_with_all_problems(certifier: Certifier, tmp_path: Path) -> None:
+    other = Site(hosts=("b.test",), certificate=file_site(tmp_path).certificate, routes=ROUTES)
+    write_pair(tmp_path, issue("c.test"))
+    certifier.say(start(tmp_path, file_site(tmp_path), other))
+    answer = certifier.hear()
+    assert isinstance(answer, Failed)
+    assert "does not cover a.test" in answer.reason.splitlines()[0]
+    assert "does not cover b.test" in answer.reason.splitlines()[1]
+    assert [certifier.hear(), certifier.end()] == [None, 1]
+    assert "Traceback" not in certifier.log.read_text()
+
+
+def test_it_announces_new_files_and_rejects_broken_ones(certifier: Certifier, tmp_path: Path) -> None:
+    write_pair(tmp_path, issue("a.test"))
+    become_ready(certifier, start(tmp_path, file_site(tmp_path)))
+    replace(tmp_path / "chain.pem", b"bad")
+    _until(lambda: "certificate.file_rejected" in certifier.log.read_text())
+    write_pair(tmp_path, issue("a.test"))
+    assert certifier.hear() == CertificatesChanged(("file/a.test",))
+    assert certifier.log.read_text().count("certificate.file_rejected") == 1
+
+
+def test_it_leaves_when_the_supervisor_is_gone(certifier: Certifier, tmp_path: Path) -> None:
+    become_ready(certifier, start(tmp_path, INTERNAL))
+    certifier.control.shutdown(socket.SHUT_RDWR)
+    assert certifier.end() == 0
+
+
+def test_it_leaves_when_nobody_ever_starts_it(certifier: Certifier) -> None:
+    certifier.control.shutdown(socket.SHUT_RDWR)
+    assert certifier.end() == 0
+
+
+def test_no_signal_of_the_terminal_ends_it(certifier: Certifier, tmp_path: Path) -> None:
+    become_ready(certifier, start(tmp_path, INTERNAL))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        certifier.process.send_signal(number)
+    certifier.say(StatsRequest())
+    assert isinstance(certifier.hear(), Stats)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # what is waited for is a line in a file that another process writes
