@@ -1,0 +1,164 @@
+"""What the documents say is so: links resolve, configurations load, commands and limits are the real ones."""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tlsproxy import settings
+from tlsproxy.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(document: Path) -> str:
+    return FENCE.sub("", document.read_text())
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors a document's headings get: lower case, punctuation gone, spaces to hyphens."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(document: Path) -> Iterator[tuple[str, str]]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            yield path, anchor
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_resolve(document: Path) -> None:
+    broken = []
+    for path, anchor in links(document):
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(f"{path}#{anchor}")
+    assert broken == []
+
+
+def test_the_index_names_every_document() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = {(index.parent / path).resolve() for path, _ in links(index) if path} | {index}
+    written = set((ROOT / "docs").rglob("*.md"))
+    assert {name(path) for path in written - named} == set()
+
+
+# --- commands
+
+
+def console_lines(document: Path) -> Iterator[str]:
+    for language, text in FENCE.findall(document.read_text()):
+        if language == "console":
+            yield from text.splitlines()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_commands_exist(document: Path) -> None:
+    known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    # "tlsproxy tlsproxy check" in a docker line is service and program; the last one counts.
+    used = [match for line in console_lines(document) for match in re.findall(r"(?:^|[ /])tlsproxy ([a-z]+)\b", line)]
+    assert [command for command in used if command not in known | {"tlsproxy"}] == []
+
+
+# --- configurations
+
+
+def snippets() -> list[Any]:
+    found = []
+    for document in DOCUMENTS:
+        blocks = [text for language, text in FENCE.findall(document.read_text()) if language == "toml"]
+        found += [pytest.param(text, id=f"{name(document)}-{number}") for number, text in enumerate(blocks, 1)]
+    return found
+
+
+@pytest.mark.parametrize("text", snippets())
+def test_configurations_in_documents_load(text: str, tmp_path: Path) -> None:
+    """A snippet may be one section of a file: whatever it is, every key and value in it must be accepted."""
+    config = tmp_path / "tlsproxy.toml"
+    config.write_text(text)
+    assert settings.load(config, {}, {}, require_sites=False).path == config
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "config").rglob("*.toml")), ids=name)
+def test_example_configurations_load(config: Path) -> None:
+    assert settings.load(config, {}, {}).settings.sites != ()
+
+
+# --- docs/limits.md
+
+
+def test_the_table_of_limits_has_every_limit_and_its_default() -> None:
+    rows = re.findall(
+        r"^\| `limits\.(\w+)` \| `?([^|`]+?)`? \|", (ROOT / "docs" / "limits.md").read_text(), re.MULTILINE
+    )
+    documented = dict(rows)
+    limits = settings.Limits()
+    assert documented.keys() == type(limits).model_fields.keys()
+    for key, text in documented.items():
+        written = text if text.isdecimal() else f'"{text}"'
+        parsed = settings.Limits.model_validate(tomllib.loads(f"{key} = {written}"))
+        assert getattr(parsed, key) == getattr(limits, key), key
+
+
+# --- compose
+
+
+@dataclasses.dataclass(frozen=True)
+class Compose:
+    path: Path
+    content: dict[str, Any]
+
+    def service(self, service: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.content["services"][service]
+        return found
+
+
+@pytest.fixture
+def compose() -> Compose:
+    path = ROOT / "config" / "compose.yaml"
+    return Compose(path, yaml.safe_load(path.read_text()))
+
+
+def test_compose_runs_the_proxy_before_two_applications(compose: Compose) -> None:
+    loaded = settings.load(ROOT / "config" / "compose" / "tlsproxy.toml", {}, {}).settings
+    backends = {backend for site in loaded.sites for route in site.routes for backend in route.backends}
+    applications = set(compose.content["services"]) - {"tlsproxy"}
+    assert backends == {f"http://{application}:8000" for application in applications}
+    assert len(applications) == 2
+
+
+def test_compose_mounts_and_builds_what_exists(compose: Compose) -> None:
+    folder = compose.path.parent
+    mounts = [volume.split(":") for volume in compose.service("tlsproxy")["volumes"]]
+    files = [source for source, *_ in mounts if source.startswith(".")]
+    assert files != []
+    assert [source for source in files if not (folder / source).is_file()] == []
+    assert {source for source, *_ in mounts} - set(files) <= set(compose.content["volumes"])
+    build = compose.service("app-one")["build"]
+    assert (folder / build["context"] / build["dockerfile"]).is_file()
+    assert (folder / compose.service("tlsproxy")["build"] / "Dockerfile").is_file()
+
+
+def test_compose_gives_the_proxy_its_time_to_drain(compose: Compose) -> None:
+    grace = float(compose.service("tlsproxy")["stop_grace_period"].removesuffix("s"))
+    assert grace > settings.Server().drain
+
+
+def test_only_the_proxy_is_reachable_from_outside(compose: Compose) -> None:
+    published = {service for service, content in compose.content["services"].items() if "ports" in content}
+    assert published == {"tlsproxy"}
+    assert compose.content["networks"]["apps"]["internal"] is True
+    assert compose.service("app-one")["networks"] == ["apps"]
