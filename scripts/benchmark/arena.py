@@ -113,7 +113,7 @@ class Arena:
             output=place.log if peer.name == "haproxy" else place.folder / "output.log",
         )
         load_cores = self.cores.pair_load if spread else self.cores.load
-        generators = Generators(self.processes, place.folder, load_cores, place.port)
+        generators = Generators(self.processes, load_cores, place.port)
         try:
             yield Contest(peer, process.pid, place, generators, self._wait_for(peer, place))
         finally:

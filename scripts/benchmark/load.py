@@ -1,11 +1,10 @@
-"""The load generators: wrk for saturation, h2load at a fixed rate, and our own client for connections.
+"""The load generators: wrk for saturation and at a fixed rate, our own client for connections.
 
 Knows how to run each and read what it prints; knows neither peers nor rows. A result with a `problem` is not a
 measurement: the run it belongs to is invalid.
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from scripts.benchmark.processes import Processes
 
 URL = f"https://{client.NAME}"
 HEADER_OPTIONS = tuple(part for name, value in client.HEADERS.items() for part in ("-H", f"{name}: {value}"))
-PACE_PER_CONNECTION = 50  # a second; h2load's clock ticks every 10 ms and can't keep more than 100
+REST = 20  # milliseconds a paced connection rests on average
 GRACE = 60.0  # seconds a generator may take longer than it was told
 
 
@@ -65,26 +64,6 @@ def parse_result(output: str) -> dict[str, int]:
     raise ValueError(f"the generator gave no result: {output.strip()[-500:]}")
 
 
-def parse_h2load(output: str, log: str, length: int) -> Load:
-    """Read h2load's summary (1.52) and its log: start, status and microseconds of every request."""
-    finished = re.search(r"^finished in \S+, ([\d.]+) req/s", output, re.MULTILINE)
-    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", output)
-    data = re.search(r"\((\d+)\) data$", output, re.MULTILINE)
-    lines = [line.split("\t") for line in log.splitlines()]
-    if not (finished and counts and data and lines):
-        raise ValueError(f"h2load gave no summary: {output.strip()[-500:]}")
-    succeeded, *bad = map(int, counts.groups())
-    answers, odd = divmod(int(data[1]), length)  # of the warm-up too, which the other counts leave out
-    wrong = sum(line[1] != "200" for line in lines)
-    problem = f"{sum(bad)} requests failed, {wrong} not 200" if sum(bad) or wrong else ""
-    if not problem and (odd or not 0 < succeeded <= answers):
-        problem = f"{data[1]} bytes of bodies in at least {succeeded} answers of {length}"
-    milliseconds = sorted(int(line[2]) / 1e3 for line in lines)
-    p50, p99 = percentile(milliseconds, 50), percentile(milliseconds, 99)
-    rate = float(finished[1])
-    return Load(requests=answers, seconds=answers / rate if rate else 0, p50=p50, p99=p99, problem=problem)
-
-
 def percentile(ordered: Sequence[float], percent: float) -> float:
     """Return the nearest-rank percentile of sorted values."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else 0.0
@@ -109,29 +88,31 @@ def merge_connects(results: Sequence[Mapping[str, object]], seconds: float) -> L
 class Generators:
     """Runs generators on the given cores against one port of the loopback."""
 
-    def __init__(self, processes: Processes, folder: Path, cores: frozenset[int], port: int) -> None:
+    def __init__(self, processes: Processes, cores: frozenset[int], port: int) -> None:
         self._processes = processes
         self._cores = cores
         self._port = port
-        self._log = folder / "h2load.log"
         self._environ = {"OPENSSL_CONF": str(CONFIGS / "openssl.cnf"), "PYTHONPATH": str(CONFIGS.parents[2])}
 
     def saturate(self, path: str, *, connections: int, seconds: float, threads: int = 1, timeout: int = 10) -> Load:
         """Let wrk send as fast as the answers come, on keep-alive connections."""
+        return self._wrk(path, connections, seconds, threads, timeout)
+
+    def _wrk(
+        self, path: str, connections: int, seconds: float, threads: int = 1, timeout: int = 10, rest: int = 0
+    ) -> Load:
         options = [f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", f"{timeout}s"]
         script = ["-s", str(CONFIGS / "wrk.lua")]
         command: list[str | Path] = ["wrk", *options, *script, *HEADER_OPTIONS, f"{URL}:{self._port}{path}"]
-        return parse_wrk(self._run(command, seconds))
+        return parse_wrk(self._run(command, seconds, {"BENCH_REST": str(rest)}))
 
-    def pace(self, path: str, *, length: int, rate: float, seconds: float) -> Load:
-        """Let h2load send at a fixed rate whatever the answers do (as far as a connection is free)."""
-        self._log.unlink(missing_ok=True)
-        connections = max(10, round(rate / PACE_PER_CONNECTION))
-        options = ["--h1", "-t1", f"-c{connections}", f"--rps={rate / connections:.3f}"]
-        timing = [f"-D{max(1, round(seconds))}s", "--warm-up-time=1s", f"--log-file={self._log}"]
-        target = [f"--connect-to=127.0.0.1:{self._port}", f"{URL}:{self._port}{path}"]
-        output = self._run(["h2load", *options, *timing, *HEADER_OPTIONS, *target], seconds + 1)
-        return parse_h2load(output, self._log.read_text(), length)
+    def pace(self, path: str, *, rate: float, seconds: float) -> Load:
+        """Let wrk send at about a fixed rate: each connection rests after an answer, so bursts come as from people.
+
+        h2load's --rps was tried: its connections fire on the same tick of 10 ms, and the burst is all one measures.
+        """
+        connections = max(10, round(rate * REST / 1000))
+        return self._wrk(path, connections, seconds, rest=REST)
 
     def connect(self, path: str, *, length: int, clients: int, seconds: float, resume: bool) -> Load:
         """Open connections one after another in several processes, one request on each."""
@@ -160,8 +141,9 @@ class Generators:
         command = [sys.executable, "-m", "scripts.benchmark.client", work, f"--port={self._port}", *options]
         return self._processes.open(command, cores=self._cores, environ=self._environ)
 
-    def _run(self, command: Sequence[str | Path], seconds: float) -> str:
-        return self._finish(self._processes.open(command, cores=self._cores, environ=self._environ), seconds)
+    def _run(self, command: Sequence[str | Path], seconds: float, environ: Mapping[str, str]) -> str:
+        process = self._processes.open(command, cores=self._cores, environ={**self._environ, **environ})
+        return self._finish(process, seconds)
 
     def _finish(self, process: subprocess.Popen[str], seconds: float) -> str:
         try:

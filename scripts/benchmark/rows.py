@@ -16,6 +16,7 @@ from scripts.benchmark.peers import PEERS, Peer
 WARM_UP = 1.0
 CONNECTIONS = 50
 IDLE_CONNECTIONS = 800
+CUT_OFF = 100  # answers the end of a run may cut in the middle: no more than there are connections
 CLIENTS = 6
 MEBI, GIBI = 1 << 20, 1 << 30
 
@@ -173,12 +174,18 @@ def timed(contest: Contest, generate: Callable[[], Load]) -> tuple[float, Load]:
 
 
 def saturate(contest: Contest, path: str, seconds: float, *, connections: int = CONNECTIONS, threads: int = 1) -> Load:
-    """Run wrk, and hold the answers' average size against one answer that was checked byte by byte."""
-    load = contest.load.saturate(path, connections=connections, seconds=seconds, threads=threads)
+    """Run wrk with as many requests as it gets answered."""
+    return checked(
+        contest, path, contest.load.saturate(path, connections=connections, seconds=seconds, threads=threads)
+    )
+
+
+def checked(contest: Contest, path: str, load: Load) -> Load:
+    """Hold the answers' average size against one answer that was checked byte by byte."""
     if load.problem:
         raise MeasurementError(load.problem)
     expected = contest.answer_sizes[path]
-    slack = expected * connections / load.requests + 0.01 * expected  # answers cut by the end of the run
+    slack = expected * CUT_OFF / load.requests + 0.01 * expected
     if abs(load.bytes / load.requests - expected) > slack:
         raise MeasurementError(f"answers of {load.bytes / load.requests:.0f} bytes on average, not {expected}")
     return load
@@ -190,11 +197,8 @@ def connect(contest: Contest, seconds: float, *, resume: bool) -> Load:
 
 
 def pace(contest: Contest, rate: float, seconds: float) -> Load:
-    """Run h2load with small requests at a fixed rate."""
-    load = contest.load.pace("/small", length=LENGTHS["/small"], rate=rate, seconds=seconds)
-    if load.problem:
-        raise MeasurementError(load.problem)
-    return load
+    """Run wrk with small requests at a fixed rate."""
+    return checked(contest, "/small", contest.load.pace("/small", rate=rate, seconds=seconds))
 
 
 def per_request(contest: Contest, cpu: float, load: Load) -> Sample:
@@ -235,6 +239,7 @@ ROWS: dict[str, Row] = {
             "over the busier one's of two at the same rate, which is what two unshared cores would carry, an uneven "
             "spread of connections included. Go moves work between threads: measured only."),
         Row("latency", "p99 at half of nginx's saturation rate", "p99 ms", Budget(nginx=2.0), latency, digits=2,
-            note="h2load sends small requests at a fixed rate, 50 a second on each connection; below it a peer is saturated."),
+            note="wrk with small requests, a rest of 10 to 30 ms after each answer, as many connections as the "
+            "rate takes. A peer with fewer requests/s than offered is saturated."),
     )
 }  # fmt: skip

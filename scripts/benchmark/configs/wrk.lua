@@ -3,6 +3,13 @@ wrk.resolve = function(host, service)
    wrk.addrs = wrk.lookup("127.0.0.1", service)
 end
 
+local rest = tonumber(os.getenv("BENCH_REST") or "0")
+if rest > 0 then
+   delay = function()
+      return math.random(rest / 2, rest * 3 / 2)
+   end
+end
+
 done = function(summary, latency, requests)
    local errors = summary.errors
    io.write(string.format(
