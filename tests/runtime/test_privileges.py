@@ -29,7 +29,7 @@ def test_an_unknown_user_is_named() -> None:
 
 
 def test_only_root_can_become_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privileges.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(PrivilegeError, match='only root can become "root", this is uid 12345'):
         find_account("root")
 

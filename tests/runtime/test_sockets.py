@@ -111,7 +111,7 @@ def test_a_reserved_port_lists_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> 
         def bind(self, address: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(sockets.socket, "socket", Refusing)
+    monkeypatch.setattr(socket, "socket", Refusing)
     with pytest.raises(ListenError) as caught:
         bind_listeners(["127.0.0.1:443"], [])
     for advice in ("setcap", "ip_unprivileged_port_start=443", "server.user", "--https :8443"):

@@ -66,6 +66,9 @@ class Generation:
     def pids(self) -> set[int]:
         return {child.pid for child in self._children}
 
+    def worker_pids(self) -> list[int]:
+        return sorted(child.pid for child in self._children if child.spec.is_worker)
+
     def send_to_workers(self, message: Message) -> None:
         """Also to those that are still starting: they read it after their Start."""
         for child in self._children:
@@ -128,7 +131,8 @@ class Generation:
         """Watch over one slot for as long as the generation serves."""
         failures = 0
         while True:
-            returncode = await child.exited
+            # Shielded: cancelling a task also cancels the bare future it awaits, and this one is not ours.
+            returncode = await asyncio.shield(child.exited)
             delay, failures = plan_replacement(failures, child.healthy_for())
             _log_death(child, returncode, delay)
             child, failures = await self._replace(child.spec, delay, failures)
