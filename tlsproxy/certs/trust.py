@@ -84,10 +84,12 @@ class Anchors:
     name: str
     directory: str
     update: str
+    removal_option: str = ""
 
 
 _ANCHORS = (
-    Anchors("Debian, Ubuntu, Alpine", "usr/local/share/ca-certificates", "update-ca-certificates"),
+    # --fresh: without it Debian leaves links to the removed file behind.
+    Anchors("Debian, Ubuntu, Alpine", "usr/local/share/ca-certificates", "update-ca-certificates", "--fresh"),
     Anchors("Fedora, RHEL", "etc/pki/ca-trust/source/anchors", "update-ca-trust"),
     Anchors("Arch", "etc/ca-certificates/trust-source/anchors", "update-ca-trust"),
     Anchors("SUSE", "etc/pki/trust/anchors", "update-ca-certificates"),
@@ -152,13 +154,13 @@ def _system(root: _Root, machine: Machine, *, install: bool) -> Iterator[Outcome
 
 def _anchors(root: _Root, machine: Machine, anchors: Anchors, command: str, *, install: bool) -> Outcome:
     path = machine.top / anchors.directory / root.file_name
+    options = [anchors.removal_option] if anchors.removal_option and not install else []
     if not install and not path.exists():
         return Outcome(anchors.name, ok=True, message=f"{path} is not there, nothing to remove.")
     if not machine.is_root:
         change = f"tlsproxy trust --print | sudo tee {path} >/dev/null" if install else f"sudo rm {path}"
-        return Outcome(
-            anchors.name, ok=False, message=f"only root may change it. Run: {change} && sudo {anchors.update}"
-        )
+        update = " ".join([anchors.update, *options])
+        return Outcome(anchors.name, ok=False, message=f"only root may change it. Run: {change} && sudo {update}")
     try:
         if install:
             path.write_bytes(root.pem)
@@ -167,8 +169,24 @@ def _anchors(root: _Root, machine: Machine, anchors: Anchors, command: str, *, i
             path.unlink()
     except OSError as error:
         return Outcome(anchors.name, ok=False, message=f"{path}: {error.strerror}")
-    failure = machine.run([command])
+    failure = machine.run([command, *options])
+    if not install:
+        _forget_in_java(path, machine)
     return Outcome(anchors.name, ok=not failure, message=failure or f"{'added' if install else 'removed'} {path}")
+
+
+def _forget_in_java(path: Path, machine: Machine) -> None:
+    """Remove the root from Debian's key store for Java: its update hook adds by itself, but never hears of removals.
+
+    A failure means that there is none in it: keytool has no exit code of its own for that.
+    """
+    keytool, store = machine.which("keytool"), machine.top / "etc/ssl/certs/java/cacerts"
+    if keytool and store.is_file():
+        # The password is public: Java wants one, and every JDK ships with this one.
+        alias = f"debian:{path.stem}.pem"
+        machine.run(
+            [keytool, "-delete", "-noprompt", "-keystore", str(store), "-storepass", "changeit", "-alias", alias]
+        )
 
 
 def _macos(root: _Root, machine: Machine, *, install: bool) -> Outcome:
