@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tlsproxy.proxy.contexts import ContextTable, SiteTls
 from tlsproxy.proxy.plain import PlainConnection
-from tlsproxy.proxy.stream import ClientConnection, ClientStream, Network
+from tlsproxy.proxy.stream import ClientConnection, ClientStream, Driver, Network
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.store.bundle import Bundle
 
@@ -39,6 +39,7 @@ class EchoDriver:
         self.stream = stream
         self.events = events
         self.ticks = 0
+        self.idle_since: float | None = None
 
     def data_received(self, data: bytes) -> None:
         if not data.startswith(b"!"):
@@ -129,7 +130,7 @@ class EchoWorker:
 
     def __exit__(self, *_: object) -> None:
         self.call(self._server.close)
-        self.call(lambda: [connection.abort() for connection in list(self.connections)])
+        self.each(lambda connection: connection.abort())
         self.wait(lambda: not self.connections)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
@@ -145,7 +146,15 @@ class EchoWorker:
 
     def tick(self, after: float = 0.0) -> None:
         """What the worker does every second, as if `after` seconds had gone by."""
-        self.call(lambda: [c.check_deadline(self.loop.time() + after) for c in list(self.connections)])
+        now = self.loop.time() + after
+        self.each(lambda connection: connection.check_deadline(now))
+
+    def each(self, method: Callable[[ClientConnection], None]) -> None:
+        def run() -> None:
+            for connection in list(self.connections):
+                method(connection)
+
+        self.call(run)
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until the loop has done what makes the condition true."""
@@ -158,7 +167,7 @@ class EchoWorker:
 
     # ConnectionOwner
 
-    def make_driver(self, stream: ClientStream) -> EchoDriver:
+    def make_driver(self, stream: ClientStream) -> Driver:
         driver = EchoDriver(stream, self.events)
         self.drivers.append(driver)
         return driver

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
 from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Connection, logger
+from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
     INTERNAL_ERROR,
@@ -190,8 +191,6 @@ class TlsConnection(Connection):
         """The first byte is not TLS. People do send plain HTTP here, and deserve a page that says so."""
         first = self._early[:300]
         if _REQUEST_LINE.match(first):
-            from tlsproxy.proxy.replies import plain_http_on_tls_page  # noqa: PLC0415
-
             self._send(plain_http_on_tls_page())
             self._handshake_failed("plain HTTP on the TLS port")
             self._linger()

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.proxy.echo import EchoWorker, bundle, client_context
+from tests.proxy.test_tls import tls_client
+from tlsproxy.errors import CertificateError
+from tlsproxy.proxy.contexts import ContextTable, ServerContext, SiteTls, TlsPolicy
+from tlsproxy.wire.clienthello import ClientHello
+
+AUTHORITY = trustme.CA()
+CLIENTS_A, CLIENTS_B = trustme.CA(), trustme.CA()
+A = SiteTls(("a.test", "also-a.test"), (bundle(AUTHORITY, "a.test", "also-a.test"),))
+WILD = SiteTls(("*.w.test",), (bundle(AUTHORITY, "*.w.test"),))
+EXACT = SiteTls(("x.w.test",), (bundle(AUTHORITY, "x.w.test"),))
+MTLS = SiteTls(("m.test",), (bundle(AUTHORITY, "m.test"),), CLIENTS_A.cert_pem.bytes().decode(), "require")
+MTLS_B = SiteTls(("n.test",), (bundle(AUTHORITY, "n.test"),), CLIENTS_B.cert_pem.bytes().decode(), "require")
+SITES = (A, WILD, EXACT, MTLS, MTLS_B)
+
+
+def hello(name: str | None) -> ClientHello:
+    return ClientHello(name, (), (0x0304,))
+
+
+def chosen(table: ContextTable, name: str | None) -> ServerContext:
+    context = table.choose(hello(name))
+    assert context is not None
+    return context
+
+
+class TestChoose:
+    def test_exact_before_wildcard_by_one_label(self) -> None:
+        table = ContextTable(SITES)
+        assert chosen(table, "a.test") is chosen(table, "also-a.test")
+        assert chosen(table, "y.w.test") is chosen(table, "z.w.test")
+        assert chosen(table, "x.w.test") is not chosen(table, "y.w.test")
+
+    @pytest.mark.parametrize("name", ["b.test", "w.test", "a.b.w.test", "test", "", None])
+    def test_the_rest_is_the_default_s_or_nobody_s(self, name: str | None) -> None:
+        assert ContextTable(SITES).choose(hello(name)) is None
+        table = ContextTable(SITES, default_host="a.test")
+        assert chosen(table, name) is chosen(table, "a.test")
+
+    def test_contexts_are_built_when_asked_for_and_kept(self) -> None:
+        table = ContextTable(SITES)
+        assert repr(table) == "<ContextTable 5 sites, 0 built>"
+        assert chosen(table, "a.test") is chosen(table, "a.test")
+        assert repr(table) == "<ContextTable 5 sites, 1 built>"
+
+    def test_a_site_without_certificate_refuses(self) -> None:
+        assert ContextTable([SiteTls(("a.test",), ())]).choose(hello("a.test")) is None
+
+    def test_no_descriptor_stays_open(self) -> None:
+        descriptors = Path("/proc/self/fd")
+        before = len(list(descriptors.iterdir()))
+        chosen(ContextTable(SITES), "a.test")
+        assert len(list(descriptors.iterdir())) == before
+
+
+class TestReplace:
+    def test_new_connections_get_the_new_certificate_and_old_ones_stay(self) -> None:
+        with EchoWorker([A]) as worker, tls_client(worker, context=client_context(AUTHORITY)) as old:
+            renewed = bundle(AUTHORITY, "a.test")
+            worker.call(lambda: worker.contexts.replace(["also-a.test"], (renewed,)))
+            with tls_client(worker, context=client_context(AUTHORITY)) as new:
+                assert int(new.getpeercert()["serialNumber"], 16) == int(renewed.serial, 16)  # type: ignore[index,arg-type]
+            old.sendall(b"x")
+            assert old.recv(1) == b"x"
+
+    def test_a_broken_bundle_changes_nothing(self) -> None:
+        table = ContextTable([A])
+        before = chosen(table, "a.test")
+        broken = replace(A.bundles[0], key_pem=bundle(AUTHORITY, "a.test").key_pem)
+        with pytest.raises(CertificateError, match=r"a\.test: OpenSSL refuses the certificate or its key \(KEY_VALUES"):
+            table.replace(["a.test"], (broken,))
+        assert chosen(table, "a.test") is before
+
+    def test_an_unknown_host_is_nobody_s(self) -> None:
+        ContextTable([A]).replace(["b.test"], A.bundles)
+
+
+class TestPolicies:
+    def test_policy_for(self) -> None:
+        table = ContextTable([*SITES, SiteTls(("new.test",), (), minimum_version="1.3")])
+        assert table.policy_for("also-a.test") == TlsPolicy()
+        assert table.policy_for("new.test") == TlsPolicy("1.3")
+        assert table.policy_for("unknown.test") is None
+        assert table.policy_for("m.test") != table.policy_for("n.test")
+
+    @pytest.mark.parametrize(
+        ("sni", "host", "allowed"),
+        [
+            ("a.test", "also-a.test", True),
+            ("a.test", "y.w.test", True),
+            ("a.test", "m.test", False),
+            ("m.test", "a.test", False),
+            ("m.test", "n.test", False),
+            ("m.test", "also-m.test", True),
+            ("m.test", "same-ca.test", False),
+            ("a.test", "only-13.test", False),
+            ("a.test", "unknown.test", False),
+            ("", "a.test", True),
+            ("", "also-m.test", False),
+        ],
+    )
+    def test_may_serve(self, sni: str, host: str, allowed: bool) -> None:
+        sites = [
+            A,
+            WILD,
+            replace(MTLS, hosts=("m.test", "also-m.test")),
+            replace(MTLS, hosts=("same-ca.test",)),
+            MTLS_B,
+            replace(A, hosts=("only-13.test",), minimum_version="1.3"),
+        ]
+        table = ContextTable(sites, default_host="a.test")
+        policy = chosen(table, sni or None).policy
+        assert table.may_serve(policy, sni, host) is allowed
+
+
+class TestContext:
+    def test_is_mozilla_intermediate(self) -> None:
+        context = chosen(ContextTable([A]), "a.test").ssl
+        old = [cipher["name"] for cipher in context.get_ciphers() if cipher["protocol"] == "TLSv1.2"]
+        assert set(old) == {
+            f"ECDHE-{signature}-{sealing}"
+            for signature in ("ECDSA", "RSA")
+            for sealing in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+        }
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+        assert not context.options & ssl.OP_CIPHER_SERVER_PREFERENCE
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+        assert context.options & ssl.OP_NO_COMPRESSION
+
+    def test_a_site_may_ask_for_tls_1_3(self) -> None:
+        with EchoWorker([replace(A, minimum_version="1.3")]) as worker:
+            with pytest.raises(ssl.SSLError, match=r"(?i)protocol"):
+                tls_client(worker, context=client_context(AUTHORITY, "1.2"))
+            with tls_client(worker, context=client_context(AUTHORITY)) as client:
+                assert client.version() == "TLSv1.3"
+
+    def test_rsa_and_ecdsa_under_one_name(self) -> None:
+        pair = (bundle(AUTHORITY, "a.test"), bundle(AUTHORITY, "a.test", rsa=True))
+        with EchoWorker([replace(A, bundles=pair)]) as worker:
+            for kind in ("RSA", "ECDSA"):
+                context = client_context(AUTHORITY, "1.2")
+                context.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
+                with tls_client(worker, context=context) as client:
+                    assert client.cipher()[0] == f"ECDHE-{kind}-AES128-GCM-SHA256"  # type: ignore[index]
+
+    def test_client_auth_without_a_ca_is_an_error(self) -> None:
+        with pytest.raises(CertificateError, match="client_auth needs client_ca"):
+            ContextTable([replace(MTLS, client_ca_pem=None)]).choose(hello("m.test"))
+        with pytest.raises(CertificateError, match="no usable CA"):
+            ContextTable([replace(MTLS, client_ca_pem="nonsense")]).choose(hello("m.test"))
+
+
+def with_certificate(authority: trustme.CA, version: str) -> ssl.SSLContext:
+    context = client_context(AUTHORITY, version)
+    authority.issue_cert("client@a.test").configure_cert(context)
+    return context
+
+
+def begin(worker: EchoWorker, name: str, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> str:
+    """Connect and echo a byte. Returns "new" or "resumed"; raises as the client sees it."""
+    raw = socket.create_connection(("127.0.0.1", worker.port), timeout=5)
+    with context.wrap_socket(raw, server_hostname=name, session=session, suppress_ragged_eofs=False) as client:
+        client.sendall(b"x")
+        if client.recv(1) != b"x":
+            raise ssl.SSLError("refused")
+        begin.session = client.session  # type: ignore[attr-defined]
+        return "resumed" if client.session_reused else "new"
+
+
+def session_of(worker: EchoWorker, name: str, context: ssl.SSLContext) -> ssl.SSLSession:
+    assert begin(worker, name, context) == "new"
+    session: ssl.SSLSession = begin.session  # type: ignore[attr-defined]
+    assert session.has_ticket
+    return session
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+class TestClientCertificates:
+    """The attacks of CVE-2025-23419: a session of one name carried to another."""
+
+    def test_require_and_request(self, version: str) -> None:
+        with EchoWorker([MTLS, replace(MTLS, hosts=("m2.test",), client_auth="request")]) as worker:
+            assert begin(worker, "m.test", with_certificate(CLIENTS_A, version)) == "new"
+            certificate = worker.drivers[0].stream.info.client_certificate
+            assert certificate is not None
+            assert b"client@a.test" in certificate
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "m.test", client_context(AUTHORITY, version))
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "m.test", with_certificate(CLIENTS_B, version))
+            assert [reason for reason, *_ in worker.failures] == [
+                "peer did not return a certificate",
+                "certificate verify failed",
+            ]
+
+    def test_request_takes_a_client_without_one(self, version: str) -> None:
+        with EchoWorker([replace(MTLS, client_auth="request")]) as worker:
+            assert begin(worker, "m.test", client_context(AUTHORITY, version)) == "new"
+            assert worker.drivers[0].stream.info.client_certificate is None
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "m.test", with_certificate(CLIENTS_B, version))
+
+    def test_the_name_decides_whatever_the_default_is(self, version: str) -> None:
+        """No certificate is asked for under the default name; under the other one it can't be skipped."""
+        with EchoWorker([A, MTLS], default_host="a.test") as worker:
+            assert begin(worker, "a.test", client_context(AUTHORITY, version)) == "new"
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "m.test", client_context(AUTHORITY, version))
+
+    def test_a_session_resumes_under_its_own_name(self, version: str) -> None:
+        with EchoWorker([MTLS]) as worker:
+            context = with_certificate(CLIENTS_A, version)
+            session = session_of(worker, "m.test", context)
+            assert begin(worker, "m.test", context, session) == "resumed"
+            first, second = (driver.stream.info for driver in worker.drivers)
+            assert second.resumed
+            assert first.client_certificate == second.client_certificate is not None
+
+    def test_a_session_of_another_ca_is_worth_nothing(self, version: str) -> None:
+        with EchoWorker([MTLS, MTLS_B]) as worker:
+            context = with_certificate(CLIENTS_A, version)
+            session = session_of(worker, "m.test", context)
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "n.test", context, session)
+
+    def test_a_session_without_certificate_is_worth_nothing(self, version: str) -> None:
+        with EchoWorker([A, MTLS]) as worker:
+            context = client_context(AUTHORITY, version)
+            session = session_of(worker, "a.test", context)
+            with pytest.raises(ssl.SSLError):
+                begin(worker, "m.test", context, session)
+
+    def test_nor_is_one_from_before_the_rules_changed(self, version: str) -> None:
+        """A new generation asks for certificates: the tickets of the old one, same name and secret, are void."""
+        secret = bytes(32)
+        context = client_context(AUTHORITY, version)
+        with EchoWorker(contexts=ContextTable([replace(A, hosts=("m.test",))], ticket_secret=secret)) as worker:
+            context.check_hostname = False
+            session = session_of(worker, "m.test", context)
+        with EchoWorker(contexts=ContextTable([MTLS], ticket_secret=secret)) as worker, pytest.raises(ssl.SSLError):
+            begin(worker, "m.test", context, session)
+
+    def test_no_session_crosses_names_even_without_client_certificates(self, version: str) -> None:
+        with EchoWorker([A, WILD]) as worker:
+            context = client_context(AUTHORITY, version)
+            session = session_of(worker, "a.test", context)
+            assert begin(worker, "y.w.test", context, session) == "new"
+
+
+def test_a_key_file_is_read_from_memory_after_privileges_are_dropped(tmp_path: Path) -> None:
+    """/proc/self/fd belongs to root then; a process may look into its own all the same."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to give privileges up")
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgid(65_534)
+            os.setuid(65_534)
+            code = 0 if ContextTable([A]).choose(hello("a.test")) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
