@@ -29,6 +29,7 @@ from tlsproxy.runtime.control import (
 )
 from tlsproxy.settings import CertificateFiles, Log, Route, Settings, Site, Store
 from tlsproxy.store.base import open_store
+from tlsproxy.store.sources import certificate_name
 
 pytestmark = pytest.mark.system
 ROUTES = (Route(backends=("http://127.0.0.1:1",)),)
@@ -87,7 +88,8 @@ def file_site(tmp_path: Path) -> Site:
 
 def become_ready(certifier: Certifier, message: Start) -> None:
     certifier.say(message)
-    assert [certifier.hear(), certifier.hear()] == [CertificatesChanged(()), Ready()]
+    names = tuple(map(certificate_name, Settings.model_validate_json(message.settings).sites))
+    assert [certifier.hear(), certifier.hear()] == [CertificatesChanged(names), Ready()]
 
 
 def test_it_makes_internal_certificates_then_is_ready_then_drains(certifier: Certifier, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ async def _converse(channel: ControlChannel) -> int:
         channel.send(Failed(str(error)))
         return 1
     # For workers that outlived an earlier certifier and may have missed what it had to say; at first there are none.
-    channel.send(CertificatesChanged(()))
+    channel.send(CertificatesChanged(manager.names()))
     channel.send(Ready())
     watching = asyncio.create_task(_watch(manager, channel))
     try:
