@@ -31,6 +31,13 @@ def find_line(lines: dict[Path, int], path: Path) -> int | None:
     return None
 
 
+def _unquoted(text: str) -> str:
+    try:
+        return str(tomllib.loads(f"key = {text}")["key"])
+    except tomllib.TOMLDecodeError as error:
+        raise _LostError from error
+
+
 class _LostError(Exception):
     """The text is not what the scanner expected here."""
 
@@ -104,7 +111,7 @@ class _Scanner:
         start = self._at
         if self._peek() in {'"', "'"}:
             self._string()
-            return str(tomllib.loads("key = " + self._text[start : self._at])["key"])
+            return _unquoted(self._text[start : self._at])
         while self._peek() in _BARE and self._at < len(self._text):
             self._at += 1
         if start == self._at:

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|y)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|y)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0, "y": 31536000.0}
 _LONGEST = 100 * _SECONDS["y"]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _BYTES = {
     "": 1,
     "b": 1,
@@ -248,14 +248,15 @@ def _checked_size(size: float, value: object) -> int:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{_show(value)} is not {what}; write it as text in quotes")  # noqa: TRY004 - pydantic's protocol
-    if not value.strip() or any(ord(char) < 32 or ord(char) == 127 for char in value):
-        raise ValueError(f"{_show(value)} is not {what}: empty, or with control characters")
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"{_show(value)} is not {what}: empty, or with invisible characters")
     return value
 
 
 def _show(value: object) -> str:
     """Return a value as the user wrote it, or near to it: text in quotes with everything odd escaped."""
-    text = json.dumps(value, default=repr)
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -309,7 +310,7 @@ def _unix_backend(text: str) -> str:
 
 
 def _tcp_backend(text: str, url: str) -> str:
-    if text.isdigit() or text.startswith(":"):
+    if text.removeprefix(":").isdigit():
         raise ValueError(f'{_show(text)} lacks a host, did you mean "127.0.0.1:{text.removeprefix(":")}"?')
     try:
         parts = urlsplit(url)
