@@ -6,6 +6,7 @@ Owns the temporary folder and every process; `close` leaves nothing behind. Know
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ class Contest:
 
     peer: Peer
     pid: int
+    cores: frozenset[int]
     place: Place
     load: Generators
     answer_sizes: dict[str, int]
@@ -106,16 +108,17 @@ class Arena:
         assert program
         place = self._place(peer.name, workers=workers)
         peer.prepare(place)
+        cores = self.cores.pair if spread else self.cores.proxy
         process = self.processes.start(
             peer.command(program, place),
-            cores=self.cores.pair if spread else self.cores.proxy,
+            cores=cores,
             environ=peer.environ(place),
             output=place.log if peer.name == "haproxy" else place.folder / "output.log",
         )
         load_cores = self.cores.pair_load if spread else self.cores.load
         generators = Generators(self.processes, load_cores, place.port)
         try:
-            yield Contest(peer, process.pid, place, generators, self._wait_for(peer, place))
+            yield Contest(peer, process.pid, cores, place, generators, wait_for_answer(process, peer, place))
         finally:
             self.processes.stop(process)
             shutil.rmtree(place.folder, ignore_errors=True)
@@ -126,16 +129,17 @@ class Arena:
         folder.mkdir()
         return Place(folder, free_port(), self._backend_port, self._chain, self._key, workers)
 
-    def _wait_for(self, peer: Peer, place: Place) -> dict[str, int]:
-        """Wait until the peer answers rightly; return the exact sizes of its answers."""
-        deadline = time.monotonic() + START_PATIENCE
-        while True:
-            try:
-                return {path: answer_size(place.port, path) for path in ("/small", "/large")}
-            except (OSError, client.AnswerError) as error:
-                if time.monotonic() > deadline:
-                    raise MeasurementError(f"{peer.name} did not answer: {error}{_last_lines(place)}") from error
-                time.sleep(0.05)
+
+def wait_for_answer(process: subprocess.Popen[str], peer: Peer, place: Place) -> dict[str, int]:
+    """Wait until the peer answers rightly; return the exact sizes of its answers."""
+    deadline = time.monotonic() + START_PATIENCE
+    while True:
+        try:
+            return {path: answer_size(place.port, path) for path in ("/small", "/large")}
+        except (OSError, client.AnswerError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise MeasurementError(f"{peer.name} did not answer: {error} {_last_lines(place)}") from error
+            time.sleep(0.05)
 
 
 def answer_size(port: int, path: str) -> int:
@@ -193,5 +197,4 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
 
 def _last_lines(place: Place) -> str:
     logs = [path for path in (place.folder / "output.log", place.folder / "error.log") if path.exists()]
-    text = "\n".join(path.read_text(errors="replace").strip()[-1500:] for path in logs).strip()
-    return f"\n{text}" if text else ""
+    return " ".join(" ".join(path.read_text(errors="replace").split())[-1500:] for path in logs)

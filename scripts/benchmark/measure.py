@@ -6,6 +6,7 @@ already waited for, so a worker that dies between two readings is not lost.
 
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +80,13 @@ def cpu_by_thread(root: int) -> dict[int, float]:
             if stat := _read(path):
                 threads[stat.pid] = stat.own_cpu
     return threads
+
+
+def core_seconds(cores: Iterable[int]) -> float:
+    """Seconds these cores have not been idle, by whoever's work; idle and iowait are fields 4 and 5 (proc(5))."""
+    wanted = {f"cpu{core}" for core in cores}
+    lines = [line.split() for line in (PROC / "stat").read_text().splitlines()]
+    return sum(sum(map(int, [*line[1:4], *line[6:9]])) for line in lines if line[0] in wanted) * TICK
 
 
 class PeakMemory:

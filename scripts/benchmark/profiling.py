@@ -14,7 +14,7 @@ from scripts.benchmark import measure
 from scripts.benchmark.arena import Arena, Contest, MeasurementError
 from scripts.benchmark.load import Load
 from scripts.benchmark.peers import PEERS, VENV
-from scripts.benchmark.rows import connect, saturate
+from scripts.benchmark.rows import connect, downloads, saturate
 
 RATE = 500
 LOADS: dict[str, Callable[[Contest, float], Load]] = {
@@ -22,7 +22,7 @@ LOADS: dict[str, Callable[[Contest, float], Load]] = {
     "http1-64k": lambda contest, seconds: saturate(contest, "/large", seconds),
     "tls-connection": lambda contest, seconds: connect(contest, seconds, resume=False),
     "tls-resumed": lambda contest, seconds: connect(contest, seconds, resume=True),
-    "bulk": lambda contest, seconds: contest.load.saturate("/bulk", connections=4, seconds=seconds, timeout=60),
+    "bulk": downloads,
 }
 
 

@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, int, float]] = {
     "p50": ("p50 ms", 2, 1),
     "p99": ("p99 ms", 2, 1),
     "rss_mib": ("RSS MiB", 0, 1),
+    "others": ("others %", 0, 100),
     "grown_mib": ("growth MiB", 0, 1),
 }
 

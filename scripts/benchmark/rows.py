@@ -6,10 +6,10 @@ started fresh for every run and warmed up with the same work, so no run inherits
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import sleep
+from time import monotonic, sleep
 
 from scripts.benchmark import measure
-from scripts.benchmark.arena import LENGTHS, Arena, Contest, MeasurementError
+from scripts.benchmark.arena import LENGTHS, Arena, Contest, MeasurementError, answer_size
 from scripts.benchmark.load import Load
 from scripts.benchmark.peers import PEERS, Peer
 
@@ -48,6 +48,15 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """CPU seconds of the peer for a load; `others` is the share of its cores that other processes took meanwhile."""
+
+    cpu: float
+    load: Load
+    others: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One work. `run` raises MeasurementError or ValueError when the run is invalid."""
 
@@ -66,8 +75,7 @@ def keep_alive(path: str) -> Callable[[Effort, Peer], Sample]:
     def run(effort: Effort, peer: Peer) -> Sample:
         with effort.arena.running(peer) as contest:
             saturate(contest, path, WARM_UP)
-            cpu, load = timed(contest, lambda: saturate(contest, path, effort.seconds))
-            return per_request(contest, cpu, load)
+            return per_request(contest, timed(contest, lambda: saturate(contest, path, effort.seconds)))
 
     return run
 
@@ -76,20 +84,20 @@ def new_connections(effort: Effort, peer: Peer) -> Sample:
     """CPU per connection with a full TLS 1.3 handshake and one request."""
     with effort.arena.running(peer) as contest:
         connect(contest, WARM_UP, resume=False)
-        cpu, load = timed(contest, lambda: connect(contest, effort.seconds, resume=False))
-        if load.resumed:
-            raise MeasurementError(f"{load.resumed} handshakes were resumed without a ticket")
-        return per_request(contest, cpu, load)
+        usage = timed(contest, lambda: connect(contest, effort.seconds, resume=False))
+        if usage.load.resumed:
+            raise MeasurementError(f"{usage.load.resumed} handshakes were resumed without a ticket")
+        return per_request(contest, usage)
 
 
 def resumed_connections(effort: Effort, peer: Peer) -> Sample:
     """CPU per connection that offers the last ticket, before two workers."""
     with effort.arena.running(peer, workers=2) as contest:
         connect(contest, WARM_UP, resume=True)
-        cpu, load = timed(contest, lambda: connect(contest, effort.seconds, resume=True))
-        sample = per_request(contest, cpu, load)
-        offered = max(1, load.requests - CLIENTS)  # the first connection of each client has no ticket yet
-        return Sample(sample.figure, {**sample.details, "resumed": load.resumed / offered})
+        usage = timed(contest, lambda: connect(contest, effort.seconds, resume=True))
+        sample = per_request(contest, usage)
+        offered = max(1, usage.load.requests - CLIENTS)  # the first connection of each client has no ticket yet
+        return Sample(sample.figure, {**sample.details, "resumed": usage.load.resumed / offered})
 
 
 def bulk(effort: Effort, peer: Peer) -> Sample:
@@ -97,12 +105,15 @@ def bulk(effort: Effort, peer: Peer) -> Sample:
     with effort.arena.running(peer) as contest:
         saturate(contest, "/small", WARM_UP, connections=4)
         with measure.PeakMemory(contest.pid) as memory:
-            cpu, load = timed(
-                contest, lambda: contest.load.saturate("/bulk", connections=4, seconds=effort.seconds, timeout=60)
-            )
-        rate = load.bytes / load.seconds / MEBI
-        grown = (memory.peak - memory.before) / MEBI
-        return Sample(cpu / (load.bytes / GIBI), {"mib_s": rate, "rss_mib": memory.peak / MEBI, "grown_mib": grown})
+            usage = timed(contest, lambda: downloads(contest, effort.seconds))
+        answer_size(contest.place.port, "/bulk")  # one more, counted to the last byte
+        details = {
+            "mib_s": usage.load.bytes / usage.load.seconds / MEBI,
+            "rss_mib": memory.peak / MEBI,
+            "grown_mib": (memory.peak - memory.before) / MEBI,
+            "others": usage.others,
+        }
+        return Sample(usage.cpu / (usage.load.bytes / GIBI), details)
 
 
 def memory_per_connection(effort: Effort, peer: Peer) -> Sample:
@@ -149,9 +160,9 @@ def latency(effort: Effort, peer: Peer) -> Sample:
     rate = nginx_saturation(effort) / 2
     with effort.arena.running(peer) as contest:
         saturate(contest, "/small", WARM_UP)
-        cpu, load = timed(contest, lambda: pace(contest, rate, effort.seconds))
-        sample = per_request(contest, cpu, load)
-        return Sample(load.p99, {**sample.details, "cpu_us": sample.figure, "offered": rate})
+        usage = timed(contest, lambda: pace(contest, rate, effort.seconds))
+        sample = per_request(contest, usage)
+        return Sample(usage.load.p99, {**sample.details, "cpu_us": sample.figure, "offered": rate})
 
 
 def nginx_saturation(effort: Effort) -> float:
@@ -163,14 +174,15 @@ def nginx_saturation(effort: Effort) -> float:
     return effort.saturation
 
 
-def timed(contest: Contest, generate: Callable[[], Load]) -> tuple[float, Load]:
-    """Return the CPU seconds the peer used while the load ran."""
-    before = measure.cpu_seconds(contest.pid)
+def timed(contest: Contest, generate: Callable[[], Load]) -> Usage:
+    """Return what the peer used while the load ran."""
+    busy, cpu, began = measure.core_seconds(contest.cores), measure.cpu_seconds(contest.pid), monotonic()
     load = generate()
-    cpu = measure.cpu_seconds(contest.pid) - before
+    cpu = measure.cpu_seconds(contest.pid) - cpu
+    busy = measure.core_seconds(contest.cores) - busy
     if load.problem:
         raise MeasurementError(load.problem)
-    return cpu, load
+    return Usage(cpu, load, max(0.0, busy - cpu) / (monotonic() - began))
 
 
 def saturate(contest: Contest, path: str, seconds: float, *, connections: int = CONNECTIONS, threads: int = 1) -> Load:
@@ -201,10 +213,16 @@ def pace(contest: Contest, rate: float, seconds: float) -> Load:
     return checked(contest, "/small", contest.load.pace("/small", rate=rate, seconds=seconds))
 
 
-def per_request(contest: Contest, cpu: float, load: Load) -> Sample:
+def downloads(contest: Contest, seconds: float) -> Load:
+    """Run wrk with the 100 MiB file; too few are completed in a run to judge by their average size."""
+    return contest.load.saturate("/bulk", connections=4, seconds=seconds, timeout=60)
+
+
+def per_request(contest: Contest, usage: Usage) -> Sample:
     """CPU microseconds per request, with the usual columns."""
-    rss = measure.rss_bytes(contest.pid) / MEBI
-    return Sample(cpu / load.requests * 1e6, {"rps": load.rate, "p50": load.p50, "p99": load.p99, "rss_mib": rss})
+    load = usage.load
+    columns = {"rps": load.rate, "p50": load.p50, "p99": load.p99, "rss_mib": measure.rss_bytes(contest.pid) / MEBI}
+    return Sample(usage.cpu / load.requests * 1e6, {**columns, "others": usage.others})
 
 
 def cpu_by_worker(contest: Contest) -> dict[int, float]:
