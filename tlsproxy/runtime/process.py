@@ -177,9 +177,12 @@ def _popen(spec: ChildSpec, control: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def _child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Our own without the configuration: what a child may know comes in Start, and secrets stay out of its environ."""
+    """Our own without the configuration: what a child may know comes in Start, and secrets stay out of its environ.
+
+    What the operator has set wins over `extra`.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TLSPROXY_")}
-    return {**inherited, **extra}
+    return {**extra, **inherited}
 
 
 @contextlib.contextmanager
