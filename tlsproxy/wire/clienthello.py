@@ -10,7 +10,9 @@ alert to send and in nothing else.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from struct import Struct, unpack
 from typing import Final
 
 MAX_HELLO: Final = 16_384
@@ -33,7 +35,9 @@ _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
 _ALPN: Final = 16
 _SUPPORTED_VERSIONS: Final = 43
-_HOST_CHARACTERS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
+_KIND_AND_SIZE: Final = Struct(">HH").unpack_from
+_LABEL: Final = rb"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_HOST: Final = re.compile(rb"%b(?:\.%b)*" % (_LABEL, _LABEL))
 
 
 class ClientHelloError(Exception):
@@ -140,12 +144,13 @@ def _from_extensions(found: dict[int, bytes], legacy_version: int) -> ClientHell
 def _extensions(block: bytes) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     at, end = 0, len(block)
+    last = end - 4
     while at < end:
-        if end - at < 4:
+        if at > last:
             raise ClientHelloError(DECODE_ERROR, "extension cut short")
-        kind = block[at] << 8 | block[at + 1]
+        kind, size = _KIND_AND_SIZE(block, at)
         start = at + 4
-        at = start + (block[at + 2] << 8 | block[at + 3])
+        at = start + size
         if at > end:
             raise ClientHelloError(DECODE_ERROR, "extension longer than its list")
         if kind in found:  # RFC 8446 4.2
@@ -172,12 +177,7 @@ def _server_name(extension: bytes) -> str | None:
 def _host(name: bytes) -> str:
     """Return the name in the form of the tables, or refuse: what is not a DNS name can't be one of ours."""
     host = name.lower().removesuffix(b".")
-    labels = host.split(b".")
-    if (
-        len(host) > 253
-        or not _HOST_CHARACTERS.issuperset(host)
-        or not all(0 < len(label) < 64 and label[0] != 0x2D and label[-1] != 0x2D for label in labels)
-    ):
+    if len(host) > 253 or not _HOST.fullmatch(host):
         raise ClientHelloError(UNRECOGNIZED_NAME, "server name is not a host name")
     return host.decode("ascii")
 
@@ -196,8 +196,8 @@ def _versions(extension: bytes) -> tuple[int, ...]:
     listed = _whole_vector(extension, 1, 2)
     if len(listed) % 2:
         raise ClientHelloError(DECODE_ERROR, "odd version list")
-    pairs = (listed[at] << 8 | listed[at + 1] for at in range(0, len(listed), 2))
-    return tuple(version for version in pairs if version & 0x0F0F != 0x0A0A)
+    versions = unpack(f">{len(listed) // 2}H", listed)
+    return tuple([version for version in versions if version & 0x0F0F != 0x0A0A])
 
 
 def _whole_vector(extension: bytes, width: int, least: int) -> bytes:
