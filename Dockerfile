@@ -6,13 +6,13 @@ ARG PYTHON=3.13-slim-trixie
 FROM python:${PYTHON} AS build
 WORKDIR /src
 # --copies: the final image gives the venv's python a capability, so it must be a file of its own and not a link to
-# the system's python, which keeps none.
+# the system's python, which keeps none. `python -m pip` (and not `pip`) makes bin/tlsproxy run by exactly that file.
 RUN python -m venv --copies /opt/tlsproxy
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY tlsproxy/ tlsproxy/
-RUN /opt/tlsproxy/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt . \
+RUN /opt/tlsproxy/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt . \
     && /opt/tlsproxy/bin/python -m compileall -q /opt/tlsproxy/lib \
-    && /opt/tlsproxy/bin/pip uninstall -y -q pip
+    && /opt/tlsproxy/bin/python -m pip uninstall -y -q pip
 
 FROM python:${PYTHON}
 LABEL org.opencontainers.image.title="tlsproxy" \
@@ -39,6 +39,11 @@ RUN apt-get update \
     && install -d -o tlsproxy -g tlsproxy -m 0700 /var/lib/tlsproxy \
     && install -d -o tlsproxy -g tlsproxy -m 0755 /run/tlsproxy \
     && install -d -m 0755 /etc/tlsproxy
+
+# A program with a capability ignores OPENSSL_CONF, through which the supervisor gives its workers their TLS groups. So the
+# same file becomes the system's own configuration of OpenSSL in here.
+RUN ln -sf "$(/opt/tlsproxy/bin/python -c 'from tlsproxy.proxy import openssl; print(openssl.openssl_environment()["OPENSSL_CONF"])')" \
+        /usr/lib/ssl/openssl.cnf
 
 ENV PATH=/opt/tlsproxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1

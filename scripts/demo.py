@@ -259,18 +259,24 @@ def _answers_tls(port: int) -> bool:
 
 
 def _print_hints(target: Target, folder: Path) -> None:
-    ca = os.path.relpath(target.ca)
+    ca, config = _short(target.ca), _short(folder / "tlsproxy.toml")
     print(
         f"""
   curl --cacert {ca} https://{target.origin}/whoami
   curl --cacert {ca} -N "https://{target.origin}/events?count=10&pause=0.5"
   curl -i http://localhost:{target.http_port}/items/
 
-The configuration is {os.path.relpath(folder / "tlsproxy.toml")}, the API is at https://{target.origin}/docs
+The configuration is {config}, the API is at https://{target.origin}/docs
 (your browser warns until it trusts {ca}). Ctrl-C stops everything.
 """,
         flush=True,
     )
+
+
+def _short(path: Path) -> Path:
+    """Return the path as it can be typed in the folder the demo was called from."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _until_stopped(proxy: subprocess.Popen[bytes]) -> int:
