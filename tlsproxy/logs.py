@@ -104,9 +104,9 @@ def _error(record: logging.LogRecord) -> dict[str, str]:
 def _plain(value: Any) -> str:
     """Show text bare if it is one harmless word, in JSON quotes if not."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    is_word = text.isprintable() and text and not set(text) & set(' "=')
-    return text if is_word or not isinstance(value, str) else json.dumps(text)
+    is_bare = not isinstance(value, str) or (text and not set(text) & set(' "='))
+    return _harmless(text if is_bare else json.dumps(text, ensure_ascii=False))
 
 
-def _harmless(row: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in row)
+def _harmless(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

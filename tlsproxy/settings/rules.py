@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -80,7 +81,7 @@ def _client_auth_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(
             ("client_auth",), f'"{mode}" needs client_ca, the CA certificates that client certificates must come from'
         )
-    if mode == "off" and has_ca:
+    if mode == "off" and has_ca and isinstance(site["client_ca"], (str, PurePath)):
         yield Fault(
             ("client_ca",), 'has no effect while client_auth is "off"; set client_auth = "require" or "request"'
         )
