@@ -64,7 +64,9 @@ class Limits(Section):
     connections: fields.Count = Field(
         default=0, description="Client connections of one worker; 0 follows the open-file limit."
     )
-    connections_per_client: fields.Count = Field(default=0, description="Connections of one client address; 0 is off.")
+    connections_per_client: fields.Count = Field(
+        default=0, description="Connections of one client address to one worker; 0 is off."
+    )
     connect_timeout: fields.PositiveDuration = Field(default=3.0, description="Time to connect to a backend.")
     tunnel_idle: fields.PositiveDuration = Field(
         default=3600.0, description="Longest silence of an upgraded connection."
