@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_network
 
 import pytest
@@ -217,6 +219,20 @@ class TestRefusals:
             answer = read_all(raw)
             assert answer[-24:-19] == b"\x17\x03\x03\x00\x13"  # sealed: 2 bytes of alert, a type and a tag
         worker.wait(lambda: worker.events == ["lost"])
+
+    def test_no_bytes_reach_an_exception_of_ours(self, worker: EchoWorker, caplog: pytest.LogCaptureFixture) -> None:
+        dice = random.Random(2)  # the same bytes in every run
+        for _ in range(200):
+            data = bytearray(first_flight())
+            for _ in range(dice.randrange(1, 8)):
+                data[dice.randrange(len(data))] = dice.randrange(256)
+            with connect(worker) as client:
+                client.sendall(data + dice.randbytes(dice.randrange(50)))
+                client.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionResetError):
+                    read_all(client)
+        worker.wait(lambda: not worker.connections)
+        assert caplog.records == []
 
     def test_an_unfinished_handshake_ends_at_its_deadline(self, worker: EchoWorker) -> None:
         with connect(worker) as silent, connect(worker) as partial, connect(worker) as half:

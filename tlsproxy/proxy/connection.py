@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._early or self._state is HANDSHAKE:
-            self._handshake_failed("connection lost")
+            self._guard(self._handshake_failed, "connection lost")
         self._state = CLOSED
         self._owner.connections.discard(self)
         driver, self._driver = self._driver, None
