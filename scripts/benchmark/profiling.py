@@ -16,7 +16,7 @@ from scripts.benchmark.load import Load
 from scripts.benchmark.peers import PEERS, VENV
 from scripts.benchmark.rows import connect, downloads, saturate
 
-RATE = 500
+RATE = 200  # a second; each sample halts the worker, at 500 it served half as much
 LOADS: dict[str, Callable[[Contest, float], Load]] = {
     "http1-small": lambda contest, seconds: saturate(contest, "/small", seconds),
     "http1-64k": lambda contest, seconds: saturate(contest, "/large", seconds),
@@ -35,17 +35,24 @@ def profile(arena: Arena, row: str, seconds: float, target: Path, *, native: boo
         generate = LOADS[row]
         worker = _busiest(contest, lambda: generate(contest, 1))
         options = ["--format", "raw", "--rate", str(RATE), "--duration", str(round(seconds))]
-        command = [spy, "record", *options, "--output", str(target), "--pid", str(worker)]
+        command = [spy, "record", "--threads", *options, "--output", str(target), "--pid", str(worker)]
         command += ["--native"] if native else []
         sampler = arena.processes.open(command, cores=arena.cores.load, environ={})
         try:
+            before = measure.cpu_by_thread(worker)
             load = generate(contest, seconds + 1)
+            after = measure.cpu_by_thread(worker)
             said = sampler.communicate(timeout=60)[0]
         finally:
             arena.processes.stop(sampler)
     if not target.exists():
         raise MeasurementError(f"py-spy wrote nothing: {said.strip()[-500:]}")
-    return f"{load.rate:.0f} requests/s while sampled, worker {worker}\n{summarise(target.read_text())}"
+    used = {thread: after[thread] - before.get(thread, 0.0) for thread in after}
+    share = used[worker] / (sum(used.values()) or 1)
+    return (
+        f"{load.rate:.0f} requests/s while sampled, worker {worker}; "
+        f"its main thread, shown here, used {share:.0%} of its CPU\n{summarise(target.read_text())}"
+    )
 
 
 def _busiest(contest: Contest, warm_up: Callable[[], Load]) -> int:
@@ -56,14 +63,18 @@ def _busiest(contest: Contest, warm_up: Callable[[], Load]) -> int:
 
 
 def summarise(collapsed: str, top: int = 40) -> str:
-    """Return the functions with the most time of their own, with their share alone and with what they call."""
+    """Return the main thread's functions by their own time: share alone, and with what they call.
+
+    The other threads are left out: py-spy takes one that waits inside a C call for a busy one.
+    """
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for line in collapsed.splitlines():
         stack, _, count = line.rpartition(" ")
-        frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
-        own[frames[-1]] += int(count)
-        total.update(dict.fromkeys(frames, int(count)))
+        thread, *frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+        if "MainThread" in thread and frames:
+            own[frames[-1]] += int(count)
+            total.update(dict.fromkeys(frames, int(count)))
     samples = sum(own.values()) or 1
     lines = [f"{own[name] / samples:6.1%} {total[name] / samples:6.1%}  {name}" for name, _ in own.most_common(top)]
     return "\n".join(["   own   total  function", *lines])
