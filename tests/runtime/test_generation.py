@@ -171,10 +171,10 @@ def test_a_worker_that_dies_is_replaced_at_once_then_later(log: Log) -> None:
             (worker,) = generation.worker_pids()
             os.kill(worker, signal.SIGKILL)
             died = await log.wait_for("worker.died")
-            assert (died["pid"], died["status"], died["retry_in"]) == (worker, "signal SIGKILL", 0.0)
+            assert (died["child"], died["status"], died["retry_in"]) == (worker, "signal SIGKILL", 0.0)
             replaced = await log.wait_for("worker.replaced")
-            assert generation.worker_pids() == [replaced["pid"]]
-            os.kill(replaced["pid"], signal.SIGTERM)
+            assert generation.worker_pids() == [replaced["child"]]
+            os.kill(replaced["child"], signal.SIGTERM)
             again = await log.wait_for("worker.died")
             assert (again["status"], again["retry_in"]) == ("signal SIGTERM", 1.0)
 
@@ -200,7 +200,7 @@ def test_a_child_that_talks_nonsense_is_ended(log: Log) -> None:
         async with _generation("babble") as generation:
             await generation.start()
             said = await log.wait_for("child.unintelligible")
-            assert said["child"] == "worker 0"
+            assert said["role"] == "worker 0"
             assert (await log.wait_for("worker.died"))["status"] == "signal SIGKILL"
 
     asyncio.run(scene())

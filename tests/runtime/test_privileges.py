@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ from tlsproxy.runtime.privileges import Account, PrivilegeError, find_account, p
 ME = pwd.getpwuid(os.geteuid()).pw_name
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can drop privileges")
 NOBODY = Account("nobody", 65534, 65534, (65534,))
+
+
+def _only_closed_is(folder: Path) -> Callable[[Path], os.stat_result]:
+    """Every folder is open but one: where the tests run must not matter."""
+
+    def stat(path: Path) -> os.stat_result:
+        mode = 0o40700 if path == folder else 0o40755
+        return os.stat_result((mode, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+
+    return stat
 
 
 def test_nobody_asked_for_or_already_there_is_nothing_to_do() -> None:
@@ -52,6 +63,15 @@ def test_a_store_of_somebody_else_is_refused_and_left_alone(tmp_path: Path) -> N
 
 def test_other_stores_are_not_directories() -> None:
     prepare_store("memory:", NOBODY)
+
+
+def test_a_program_that_the_user_cannot_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr(os, "__file__", str(closed / "python" / "os.py"))
+    monkeypatch.setattr(Path, "stat", _only_closed_is(closed))
+    with pytest.raises(PrivilegeError, match=f"because {closed} is closed"):
+        privileges.check_interpreter(NOBODY)
 
 
 @needs_root

@@ -148,7 +148,7 @@ class Generation:
                 extra = {"slot": spec.start.slot, "error": str(error), "retry_in": delay}
                 logger.error("%s.failed", spec.role, extra=extra)  # noqa: TRY400 - the reason is the child's
             else:
-                logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "pid": child.pid})
+                logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
                 return child, failures
 
     def _stop_replacing(self) -> None:
@@ -162,5 +162,5 @@ def _time_for_children(timeout: float) -> float:
 
 
 def _log_death(child: ChildProcess, returncode: int, delay: float) -> None:
-    extra = {"slot": child.spec.start.slot, "pid": child.pid, "status": describe_exit(returncode), "retry_in": delay}
+    extra = {"slot": child.spec.start.slot, "child": child.pid, "status": describe_exit(returncode), "retry_in": delay}
     logger.error("%s.died", child.spec.role, extra=extra)

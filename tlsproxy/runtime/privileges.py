@@ -86,7 +86,7 @@ def prepare_store(url: str, account: Account) -> None:
     folder = Path(unquote(parts.path))
     if not folder.exists():
         _make_folder(folder, account)
-    elif not _may_write(folder.stat(), account):
+    elif not _may(folder.stat(), account, stat.S_IWUSR):
         raise PrivilegeError(
             f"store.url: {folder} cannot be written by server.user. Run: chown -R {account.name} {folder}"
         )
@@ -106,6 +106,20 @@ def prepare_log(access: str, account: Account) -> None:
         ) from error
 
 
+def check_interpreter(account: Account) -> None:
+    """Refuse a Python that the account cannot read, such as one below /root. Raises PrivilegeError.
+
+    Children import before they drop, but not all: the first request that needs one more module would fail.
+    """
+    for home in dict.fromkeys(Path(module).resolve() for module in (os.__file__, __file__)):
+        for folder in reversed(home.parents):
+            if not _may(folder.stat(), account, stat.S_IXUSR):
+                raise PrivilegeError(
+                    f"server.user: {account.name} cannot read the program in {home.parent}, because {folder} is closed "
+                    f"to it. Install Python and tlsproxy where every user may read them (/usr, /opt)."
+                )
+
+
 def _make_folder(folder: Path, account: Account) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -116,12 +130,13 @@ def _make_folder(folder: Path, account: Account) -> None:
         ) from error
 
 
-def _may_write(status: os.stat_result, account: Account) -> bool:
+def _may(status: os.stat_result, account: Account, right: int) -> bool:
+    """Whether the mode gives the right (S_IWUSR, S_IXUSR) to the account; only the first class that fits counts."""
     if status.st_uid == account.uid:
-        return bool(status.st_mode & stat.S_IWUSR)
+        return bool(status.st_mode & right)
     if status.st_gid in account.groups:
-        return bool(status.st_mode & stat.S_IWGRP)
-    return bool(status.st_mode & stat.S_IWOTH)
+        return bool(status.st_mode & right >> 3)
+    return bool(status.st_mode & right >> 6)
 
 
 def _become(account: Account) -> None:

@@ -151,7 +151,7 @@ class ChildProcess:
                 else:
                     handle(self, message)
         except ControlError as error:
-            logger.error("child.unintelligible", extra={"child": self.spec.name, "pid": self.pid, "error": str(error)})  # noqa: TRY400 - the trace is the protocol's, not ours
+            logger.error("child.unintelligible", extra={"role": self.spec.name, "child": self.pid, "error": str(error)})  # noqa: TRY400 - the trace is the protocol's, not ours
             self.kill()
 
     def _take_answer(self, answer: Ready | Failed) -> None:

@@ -171,6 +171,7 @@ def _check_user(settings: Settings) -> None:
     """Find out before anything is bound whether the children will be able to become `server.user`."""
     account = privileges.find_account(settings.server.user)
     if account is not None:
+        privileges.check_interpreter(account)
         privileges.prepare_store(settings.store.url, account)
         privileges.prepare_log(settings.log.access, account)
     elif os.geteuid() == 0 and not settings.server.user:

@@ -1,0 +1,38 @@
+"""The supervisor's small parts; its whole life is in tests/system/test_processes.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tlsproxy.runtime.supervisor import _reap_strangers
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def zombie() -> subprocess.Popen[bytes]:
+    """A child that has ended and is not reaped."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return process
+
+
+def test_orphans_are_reaped(zombie: subprocess.Popen[bytes]) -> None:
+    _reap_strangers(known=set())
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOHANG)
+    zombie.wait()
+
+
+def test_our_own_are_left_to_their_owner(zombie: subprocess.Popen[bytes]) -> None:
+    _reap_strangers(known={zombie.pid})
+    assert os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    zombie.wait()
+
+
+def test_nothing_to_reap_is_no_error() -> None:
+    _reap_strangers(known=set())

@@ -1,0 +1,167 @@
+"""A worker process alone with its control socket: what it answers, and that it never stays behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tlsproxy.runtime.control import (
+    CertificatesChanged,
+    Drain,
+    Drained,
+    Failed,
+    FrameDecoder,
+    Message,
+    Ready,
+    ReopenLogs,
+    Start,
+    Stats,
+    StatsRequest,
+    control_pair,
+    encode,
+)
+
+pytestmark = pytest.mark.system
+
+PATIENCE = 20.0
+SETTINGS = {"store": {"url": "memory:"}, "log": {"access": "off", "format": "json"}}
+
+
+class LoneWorker:
+    """The process and our end of its socket."""
+
+    def __init__(self) -> None:
+        self._control, theirs = control_pair()
+        self._control.settimeout(PATIENCE)
+        self._decoder = FrameDecoder()
+        self._heard: list[Message] = []
+        with theirs:
+            command = [sys.executable, "-m", "tlsproxy.runtime.worker", "--control-fd", str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+
+    def send(self, message: Message) -> None:
+        self._control.sendall(encode(message))
+
+    def send_raw(self, line: bytes) -> None:
+        self._control.sendall(line)
+
+    def hear(self) -> Message | None:
+        """Return its next message, None at its end."""
+        while not self._heard:
+            received = self._control.recv(65536)
+            if not received:
+                return None
+            self._heard += self._decoder.feed(received)
+        return self._heard.pop(0)
+
+    def hang_up(self) -> None:
+        self._control.close()
+
+    def wait(self) -> tuple[int, str]:
+        """Return its exit code and what it logged."""
+        _, said = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, said
+
+    def close(self) -> None:
+        self._control.close()
+        self.process.kill()
+        self.process.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def worker() -> Iterator[LoneWorker]:
+    alone = LoneWorker()
+    yield alone
+    if alone.process.returncode is None:
+        alone.close()
+    alone.hang_up()
+
+
+def _start(settings: dict[str, object] | None = None) -> Start:
+    return Start(json.dumps(settings or SETTINGS), ticket_secret="00" * 32)
+
+
+def test_its_life_from_start_to_drain(worker: LoneWorker) -> None:
+    worker.send(_start())
+    assert worker.hear() == Ready()
+    worker.send(StatsRequest())
+    stats = worker.hear()
+    assert isinstance(stats, Stats)
+    assert stats.values["connections"] == 0
+    worker.send(ReopenLogs())
+    worker.send(CertificatesChanged(("internal/a.test",)))
+    worker.send(Drain(5))
+    assert worker.hear() == Drained(cut=0)
+    assert worker.hear() is None
+    assert worker.wait() == (0, "")
+
+
+def test_it_leaves_when_there_is_nobody_before_the_start(worker: LoneWorker) -> None:
+    worker.hang_up()
+    assert worker.wait() == (0, "")
+
+
+def test_it_leaves_when_told_to_before_the_start(worker: LoneWorker) -> None:
+    worker.send(Drain(5))
+    assert worker.hear() is None
+    assert worker.wait() == (0, "")
+
+
+def test_it_leaves_when_the_supervisor_does(worker: LoneWorker) -> None:
+    worker.send(_start())
+    assert worker.hear() == Ready()
+    worker.hang_up()
+    assert worker.wait() == (0, "")
+
+
+def test_a_terminal_cannot_end_it_but_sigterm_drains(worker: LoneWorker) -> None:
+    worker.send(_start())
+    assert worker.hear() == Ready()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        worker.process.send_signal(number)
+    worker.send(StatsRequest())
+    assert isinstance(worker.hear(), Stats)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.hear() == Drained(cut=0)
+    assert worker.wait() == (0, "")
+
+
+def test_a_reason_not_to_start_is_handed_over(worker: LoneWorker) -> None:
+    worker.send(_start(settings={**SETTINGS, "server": {"user": "no-such-user"}}))
+    failed = worker.hear()
+    assert isinstance(failed, Failed)
+    assert 'there is no user "no-such-user"' in failed.reason
+    assert worker.wait() == (1, "")
+
+
+def test_a_flaw_of_ours_is_handed_over_and_logged_with_its_trace(worker: LoneWorker) -> None:
+    worker.send(Start(json.dumps(SETTINGS), ticket_secret="not hex"))
+    failed = worker.hear()
+    assert isinstance(failed, Failed)
+    assert failed.reason.startswith("worker 0 could not be set up: ValueError")
+    code, said = worker.wait()
+    assert code == 1
+    assert json.loads(said)["event"] == "worker.failed"
+
+
+def test_a_supervisor_that_talks_nonsense_is_left(worker: LoneWorker) -> None:
+    worker.send(_start())
+    assert worker.hear() == Ready()
+    worker.send_raw(b'{"type":"Explode"}\n')
+    code, said = worker.wait()
+    assert code == 0
+    assert json.loads(said)["event"] == "worker.unintelligible"
+
+
+def test_an_order_that_is_not_for_workers_is_logged(worker: LoneWorker) -> None:
+    worker.send(_start())
+    assert worker.hear() == Ready()
+    worker.send(Ready())
+    worker.hang_up()
+    _, said = worker.wait()
+    assert json.loads(said)["message_type"] == "Ready"
