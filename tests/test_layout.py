@@ -137,7 +137,7 @@ def tracked_files() -> list[Path]:
 
 
 FORBIDDEN = {
-    "a path of one machine": r"(?<![\w.])/(?:work|root|home/\w+)/",
+    "a path of one machine": r"(?<![\w.])/(?:work|root|home/(?!me/|user/)\w+)/",
     "a package index": r"(?i)\b(?:files\.pythonhosted|pypi\.org/simple|registry\.npmjs|proxy\.golang|deb\.debian)\b"
     r"|(?:extra-)?index-url|trusted-host|find-links",
     "a private key": r"-----BEGIN (?:RSA |EC |ENCRYPTED )?PRIVATE KEY-----\s+[A-Za-z0-9+/]{40}",
