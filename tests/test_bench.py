@@ -1,5 +1,6 @@
 """The pure parts of scripts/bench: what it reads from generators and /proc, what it writes for peers, how it judges."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from scripts.benchmark import cli, client, measure, processes, profiling, report
-from scripts.benchmark.arena import LENGTHS, SMALL_BODY, MeasurementError, divide_cores, write_certificate
+from scripts.benchmark.arena import LENGTHS, SMALL_BODY, MeasurementError, divide_cores, free_port, write_certificate
 from scripts.benchmark.load import merge_connects, parse_result, parse_wrk, percentile
 from scripts.benchmark.peers import PEERS, Place, render
 from scripts.benchmark.rows import ROWS, Budget, Row, Sample
@@ -237,6 +238,7 @@ def test_a_peer_accepts_its_configuration(name: str, flags: list[str], place: Pl
     program = peer.find()
     if program is None:
         pytest.skip(f"{name} is not installed ({peer.missing})")
+    place = dataclasses.replace(place, port=free_port())  # nginx -t binds it
     peer.prepare(place)
     outcome = subprocess.run([*peer.command(program, place), *flags], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr

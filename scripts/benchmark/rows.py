@@ -162,7 +162,8 @@ def latency(effort: Effort, peer: Peer) -> Sample:
         saturate(contest, "/small", WARM_UP)
         usage = timed(contest, lambda: pace(contest, rate, effort.seconds))
         sample = per_request(contest, usage)
-        return Sample(usage.load.p99, {**sample.details, "cpu_us": sample.figure, "offered": rate})
+        columns = {name: value for name, value in sample.details.items() if name != "p99"}
+        return Sample(usage.load.p99, {**columns, "cpu_us": sample.figure, "offered": rate})
 
 
 def nginx_saturation(effort: Effort) -> float:
