@@ -179,6 +179,15 @@ class Connection(asyncio.Protocol):
             self._handshake_failed("timeout")
             self.abort()
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when (loop time) this connection has been of no use to anybody, None while it is: for shedding."""
+        if self._state is OPEN:
+            return self._driver.idle_since if self._driver is not None else None
+        if self._state is HELLO or self._state is HANDSHAKE:
+            return self._deadline - self._owner.handshake_timeout
+        return None
+
     def drain(self) -> None:
         self._draining = True
         if self._driver is not None:

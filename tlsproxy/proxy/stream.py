@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     import asyncio
 
+    from tlsproxy.proxy.connection import Connection
     from tlsproxy.proxy.contexts import ContextTable, TlsPolicy
 
 Network = IPv4Network | IPv6Network
@@ -125,6 +126,11 @@ class Driver(Protocol):
         """The worker is leaving: finish what is in flight, accept nothing new, then close."""
         ...
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing is in flight, None while something is."""
+        ...
+
 
 class ClientConnection(ClientStream, Protocol):
     """A client connection as the worker sees it: a member of `ConnectionOwner.connections`."""
@@ -138,15 +144,27 @@ class ClientConnection(ClientStream, Protocol):
         ...
 
 
+class Registry(Protocol):
+    """The open connections of a worker."""
+
+    def add(self, connection: Connection, /) -> None: ...
+
+    def discard(self, connection: Connection, /) -> None: ...
+
+
 class ConnectionOwner(Protocol):
     """What a connection needs of its worker. Durations in seconds; `handshake_timeout` runs from the accept."""
 
     loop: asyncio.AbstractEventLoop
     contexts: ContextTable
-    connections: set[ClientConnection]
     handshake_timeout: float
     write_idle: float
-    proxy_networks: Sequence[Network]
+
+    @property
+    def connections(self) -> Registry: ...
+
+    @property
+    def proxy_networks(self) -> Sequence[Network]: ...
 
     def make_driver(self, stream: ClientStream) -> Driver: ...
 

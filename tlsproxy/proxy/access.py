@@ -1,0 +1,251 @@
+"""The access log: one line per exchange, formatted on the request path, written off it.
+
+Strategy: a line is one `%` over strings that are mostly known already (what is fixed for a connection is formatted
+once); `json.dumps` of a dictionary costs four times as much. Lines gather in a list; the worker's tick, or 32 KiB, hands
+them to a writer thread, so that a slow disk or a full pipe never holds a request. If the thread falls 8 MiB behind,
+lines are dropped and counted.
+
+Rule kept: no credentials, no value of a query parameter named in `log.redact_query`, no body.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from json.encoder import encode_basestring_ascii as _quote
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.exchange import Exchange
+    from tlsproxy.proxy.stream import ConnectionInfo
+
+logger = logging.getLogger(__name__)
+
+_BATCH: Final = 32 * 1024  # characters
+_BACKLOG: Final = 256  # batches: 8 MiB
+_PIPE_ATOM: Final = 4096  # POSIX PIPE_BUF: several workers share one pipe, and longer writes could interleave
+_LONGEST_PATH: Final = 1500
+_LONGEST_TEXT: Final = 512
+
+_LINE: Final = (
+    '{"ts":"%s%03dZ","client":%s,"method":%s,"host":%s,"path":%s,%s"http":"%s","status":%d,"bytes_in":%d,"bytes_out":%d,'
+    '"duration_ms":%.3f,"backend":%s,"backend_ms":%s,"reused":%s,"retries":%d,%s"request_id":"%s","user_agent":%s,'
+    '"referer":%s,%s"site":%s,"route":%s}\n'
+)
+
+
+class AccessLog:
+    """Formats and batches. Mutable state: `_lines`, `_size`; `_second` and `_stamp` (the last formatted second)."""
+
+    def __init__(self, sink: LogWriter | NoLog, *, redact_query: Iterable[str] = (), console: bool = False) -> None:
+        self._sink = sink
+        self._redacted = frozenset(name.lower().encode() for name in redact_query)
+        self._format: Callable[[Exchange], str] = self._console_line if console else self._json_line
+        self._lines: list[str] = []
+        self._size = 0
+        self._second = 0
+        self._stamp = ""
+        self._connection: ConnectionInfo | None = None
+        self._connection_part = ""
+
+    def record(self, exchange: Exchange) -> None:
+        """Append the line of an exchange that has ended."""
+        line = self._format(exchange)
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what has gathered to the writer."""
+        if self._lines:
+            self._sink.put("".join(self._lines))
+            self._lines = []
+            self._size = 0
+
+    def _json_line(self, exchange: Exchange) -> str:
+        head, info, backend, forward = exchange.head, exchange.info, exchange.backend, exchange.forward
+        path, _, query = head.target.partition(b"?")
+        seconds = int(exchange.started_at)
+        return _LINE % (
+            self._stamp if seconds == self._second else self._new_stamp(seconds),
+            (exchange.started_at - seconds) * 1000,
+            _quote(exchange.client),
+            _text(head.method),
+            _quote(head.host),
+            _text(path[:_LONGEST_PATH]),
+            f'"query":{_text(self.redact(query)[:_LONGEST_PATH])},' if query else "",
+            "1.1" if head.version == 11 else "1.0",
+            exchange.status,
+            exchange.bytes_in,
+            exchange.bytes_out,
+            (time.monotonic() - exchange.started) * 1000,
+            _quote(backend.url) if backend is not None else "null",
+            f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null",
+            "true" if exchange.reused else "false",
+            exchange.retries,
+            self._connection_part if info is self._connection else self._describe(info),
+            exchange.request_id.decode(),
+            _text(head.user_agent[:_LONGEST_TEXT]) if head.user_agent else "null",
+            _text(head.referer[:_LONGEST_TEXT]) if head.referer else "null",
+            f'"error":{_quote(exchange.error)},' if exchange.error else "",
+            _quote(exchange.site.name) if exchange.site is not None else "null",
+            _quote(forward.route.label) if forward is not None else "null",
+        )
+
+    def _console_line(self, exchange: Exchange) -> str:
+        head = exchange.head
+        clock = time.strftime("%H:%M:%S", time.localtime(exchange.started_at))
+        color = "32" if exchange.status < 400 else "33" if exchange.status < 500 else "31"
+        took = (time.monotonic() - exchange.started) * 1000
+        where = f"{head.host}{head.path.decode('latin-1')}"
+        backend = exchange.backend.url if exchange.backend is not None else "-"
+        error = f"  {exchange.error}" if exchange.error else ""
+        text = f"{head.method.decode():<7} {where}  {took:.1f} ms  {exchange.client} -> {backend}{error}"
+        return f"{clock} \x1b[{color}m{exchange.status}\x1b[0m {_printable(text)}\n"
+
+    def _new_stamp(self, second: int) -> str:
+        self._second = second
+        self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return self._stamp
+
+    def _describe(self, info: ConnectionInfo) -> str:
+        """The part of a line that is the same for all requests of a connection; the last one is kept."""
+        self._connection = info
+        if not info.tls:
+            self._connection_part = '"tls":null,"cipher":null,"sni":null,"alpn":null,"resumed":false,'
+        else:
+            self._connection_part = (
+                f'"tls":{_quote(info.tls)},"cipher":{_quote(info.cipher)},"sni":{_quote(info.sni)},'
+                f'"alpn":{_quote(info.alpn)},"resumed":{"true" if info.resumed else "false"},'
+            )
+        return self._connection_part
+
+    def redact(self, query: bytes) -> bytes:
+        """`query` with the values of parameters that carry secrets replaced."""
+        if not self._redacted or b"=" not in query:
+            return query
+        parts = [part.partition(b"=") for part in query.split(b"&")]
+        if not any(name.lower() in self._redacted for name, _, _ in parts):
+            return query
+        return b"&".join(
+            name + equals + (b"REDACTED" if name.lower() in self._redacted else value) for name, equals, value in parts
+        )
+
+
+def _text(value: bytes) -> str:
+    return _quote(value.decode("latin-1"))
+
+
+def _printable(text: str) -> str:
+    """Nothing a client sends may steer the operator's terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+
+
+class LogWriter:
+    """Writes batches to a file descriptor in a thread. `destination` is "-" (stdout) or a path, opened for appending.
+
+    A write that fails (disk full, reader gone) drops its batch, counts it in `dropped` and says so once per trouble.
+    """
+
+    def __init__(self, destination: str) -> None:
+        self._destination = destination
+        self._batches: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reopen = threading.Event()
+        self._in_trouble = False
+        self.dropped = 0
+        self._descriptor = self._open()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def put(self, batch: str) -> None:
+        """Queue a batch of whole lines; dropped if the thread is too far behind."""
+        if self._batches.qsize() >= _BACKLOG:
+            self._drop("the writer is 8 MiB behind")
+            return
+        self._batches.put(batch)
+
+    def reopen(self) -> None:
+        """Open the file anew before the next batch: log rotation (SIGUSR1)."""
+        self._reopen.set()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what is queued, for at most `timeout` seconds."""
+        self._batches.put(None)
+        self._thread.join(timeout)
+        if not self._thread.is_alive() and self._destination != "-":
+            os.close(self._descriptor)
+
+    def _open(self) -> int:
+        if self._destination == "-":
+            return sys.stdout.fileno()
+        return os.open(self._destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def _run(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            if self._reopen.is_set() and self._destination != "-":
+                self._reopen.clear()
+                self._open_again()
+            try:
+                self._write(batch.encode())
+                self._in_trouble = False
+            except OSError as error:
+                self._drop(error.strerror or str(error))
+
+    def _open_again(self) -> None:
+        try:
+            fresh = self._open()
+        except OSError as error:
+            logger.error("access_log.reopen_failed", extra={"path": self._destination, "error": error.strerror})  # noqa: TRY400
+            return
+        os.close(self._descriptor)
+        self._descriptor = fresh
+
+    def _write(self, data: bytes) -> None:
+        for piece in _pieces(data) if stat.S_ISFIFO(os.fstat(self._descriptor).st_mode) else (data,):
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def _drop(self, why: str) -> None:
+        self.dropped += 1
+        if not self._in_trouble:
+            self._in_trouble = True
+            logger.error("access_log.dropped", extra={"why": why, "destination": self._destination})
+
+
+class NoLog:
+    """`log.access = "off"`."""
+
+    is_terminal = False
+    dropped = 0
+
+    def put(self, batch: str) -> None:
+        """Forget it."""
+
+    def reopen(self) -> None:
+        """There is nothing to open."""
+
+    def close(self, timeout: float = 0.0) -> None:
+        """There is nothing to close."""
+
+
+def _pieces(data: bytes) -> Iterable[bytes]:
+    """`data` in pieces of whole lines that a pipe takes in one go."""
+    start = 0
+    while start < len(data):
+        end = len(data) if len(data) - start <= _PIPE_ATOM else data.rfind(b"\n", start, start + _PIPE_ATOM) + 1
+        if end <= start:
+            end = data.find(b"\n", start) + 1 or len(data)
+        yield data[start:end]
+        start = end

@@ -1,0 +1,241 @@
+"""One connection to one backend. Knows HTTP, not routing. Never retries: Exchange does.
+
+Mutable state: `_exchange` (whose answer is being read; None = idle), `_answering` (its head has come), `_interim` (how
+many 1xx came). A connection goes back to its pool only when the answer is complete, nothing unread is left in either
+direction and both sides want to keep it (security rule 3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from tlsproxy.proxy.failures import BackendFailure, BadAnswer, ClosedBeforeAnswer, ClosedInAnswer
+from tlsproxy.wire.fields import Fields
+from tlsproxy.wire.http1 import ResponseReader
+from tlsproxy.wire.messages import ProtocolError, ResponseHead
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.upstream import Backend
+
+logger = logging.getLogger(__name__)
+
+_MOST_INTERIM: Final = 64
+_HIGH_WATER: Final = 64 * 1024
+_LOW_WATER: Final = 16 * 1024
+
+
+class AnswerTaker(Protocol):
+    """What a backend connection calls while it reads an answer. Any of these may abort the connection."""
+
+    def interim(self, head: ResponseHead) -> None: ...
+    def switched(self, head: ResponseHead, rest: bytes) -> None: ...
+    def answer_head(self, head: ResponseHead) -> None: ...
+    def answer_data(self, data: bytes) -> None: ...
+    def answer_end(self, trailers: Fields) -> None: ...
+    def answer_flush(self) -> None: ...
+    def backend_failed(self, failure: BackendFailure) -> None: ...
+    def backend_full(self) -> None: ...
+    def backend_ready(self) -> None: ...
+
+
+class TunnelEnd(Protocol):
+    """What a backend connection calls after it was switched to another protocol."""
+
+    def backend_data(self, data: bytes) -> None: ...
+    def backend_closed(self) -> None: ...
+    def backend_full(self) -> None: ...
+    def backend_ready(self) -> None: ...
+
+
+class BackendConnection(asyncio.Protocol):
+    """See the module's text. Made by `Backend.connect`; `begin` starts a request, `release` or `abort` ends it."""
+
+    __slots__ = (
+        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since",
+        "reused",
+    )  # fmt: skip
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.reused = False
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._reader = ResponseReader()
+        self._exchange: AnswerTaker | None = None
+        self._tunnel: TunnelEnd | None = None
+        self._answering = False
+        self._keep = False
+        self._interim = 0
+
+    def __repr__(self) -> str:
+        state = "tunnel" if self._tunnel else "active" if self._exchange else "idle"
+        return f"<BackendConnection {self.backend.url} {state}>"
+
+    # --- for Exchange -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def begin(self, exchange: AnswerTaker, method: bytes, data: bytes) -> None:
+        """Send the head (and maybe the first of the body) of a request; `exchange` gets the answer."""
+        self._exchange = exchange
+        self._answering = False
+        self._interim = 0
+        self._reader.expect(method)
+        self._transport.write(data)  # type: ignore[union-attr]  # claimed connections are open
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def release(self, *, request_sent: bool) -> None:
+        """The answer was taken whole: back to the pool, or closed if anything stands against that."""
+        self._exchange = None
+        if request_sent and self._keep and not self._reader.buffered and self.is_open:
+            self.backend.put_back(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once. The exchange hears nothing any more."""
+        self._exchange = None
+        self._tunnel = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def become_tunnel(self, tunnel: TunnelEnd) -> None:
+        """From now on every byte is the tunnel's."""
+        self._exchange = None
+        self._tunnel = tunnel
+
+    def close(self) -> None:
+        """Close after what was written has been sent."""
+        self._exchange = None
+        self._tunnel = None
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            self._without_exchange(data)
+            return
+        self._reader.receive(data)
+        try:
+            self._advance(exchange)
+        except ProtocolError as error:
+            self._fail(BadAnswer(self.backend.url, error.note))
+
+    def eof_received(self) -> None:
+        if self._tunnel is not None:
+            self._tunnel.backend_closed()
+        elif self._exchange is not None:
+            self._end_of_stream(self._exchange)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._tunnel is not None:
+            self._tunnel.backend_closed()
+        elif self._exchange is not None:
+            self._fail(self._closed_failure(exc))
+        else:
+            self.backend.forget(self)
+
+    def pause_writing(self) -> None:
+        taker = self._tunnel or self._exchange
+        if taker is not None:
+            taker.backend_full()
+
+    def resume_writing(self) -> None:
+        taker = self._tunnel or self._exchange
+        if taker is not None:
+            taker.backend_ready()
+
+    # --- reading the answer -------------------------------------------------------------------------------------------
+
+    def _advance(self, exchange: AnswerTaker) -> None:
+        reader = self._reader
+        if not self._answering:
+            head = reader.next_head()
+            while head is not None and head.status < 200:
+                if not self._take_interim(exchange, head):
+                    return
+                head = reader.next_head()
+            if head is None:
+                return
+            self._answering = True
+            self._keep = head.keep_alive
+            if head.server is not None:
+                self.backend.learn_server(head.server)
+            exchange.answer_head(head)
+        if not reader.body_done:
+            data = reader.read_body()
+            if data:
+                exchange.answer_data(data)
+        if self._exchange is not exchange:
+            return  # the exchange gave up on us meanwhile
+        if reader.body_done:
+            exchange.answer_end(reader.trailers)
+        else:
+            exchange.answer_flush()
+
+    def _take_interim(self, exchange: AnswerTaker, head: ResponseHead) -> bool:
+        """Hand on a 1xx; False when there is nothing more to read for this exchange."""
+        self._interim += 1
+        if self._interim > _MOST_INTERIM:
+            raise ProtocolError(502, f"more than {_MOST_INTERIM} interim answers to one request")
+        if head.status == 101:
+            exchange.switched(head, self._reader.take_rest())
+        else:
+            exchange.interim(head)
+        return self._exchange is exchange
+
+    def _end_of_stream(self, exchange: AnswerTaker) -> None:
+        if not self._answering:
+            self._fail(self._closed_failure(None))
+            return
+        try:
+            self._reader.receive_eof()
+        except ProtocolError as error:
+            self._fail(ClosedInAnswer(self.backend.url, error.note))
+            return
+        self._keep = False
+        exchange.answer_end(self._reader.trailers)
+
+    def _closed_failure(self, exc: Exception | None) -> BackendFailure:
+        why = f"connection lost ({exc})" if exc else "connection closed"
+        if self._answering or self._reader.buffered:
+            return ClosedInAnswer(self.backend.url, why + " in the middle of the answer")
+        return ClosedBeforeAnswer(self.backend.url, why + " before the answer")
+
+    def _fail(self, failure: BackendFailure) -> None:
+        exchange = self._exchange
+        self.abort()
+        if exchange is not None:
+            exchange.backend_failed(failure)
+
+    def _without_exchange(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.backend_data(data)
+            return
+        # RFC 9112 9.2: bytes on an idle connection can only be a mistake or an attack; they answer nothing.
+        logger.warning("backend.unasked_answer", extra={"backend": self.backend.url, "bytes": len(data)})
+        self.backend.forget(self)
+        self.abort()

@@ -1,0 +1,459 @@
+"""One request and its answer: the only object that knows both sides, and the only one that may retry.
+
+Strategy: the client side (`ClientSide`: an HTTP/1.1 driver, later an HTTP/2 stream) hands in a checked head and then
+body pieces; the exchange routes, claims a backend connection, builds the outbound head and passes pieces both ways as
+they come. Everything is a callback; the one task is a connect, on the cold path.
+
+Rules kept: no request is sent twice unless nothing of it can have been processed (RFC 9110 9.2.2); once the client has
+the head of an answer, a failure can only be shown by cutting the stream; exactly one log line per exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
+
+from tlsproxy.proxy.failures import (
+    AnswerTimedOut,
+    BackendFailure,
+    BadAnswer,
+    ClosedBeforeAnswer,
+    ConnectFailed,
+    NoBackend,
+)
+from tlsproxy.proxy.replies import error_reply
+from tlsproxy.proxy.router import Forward, Redirect, Refuse, Site
+from tlsproxy.proxy.tunnel import Tunnel
+from tlsproxy.wire.fields import Fields, allowed_trailers
+from tlsproxy.wire.forwarding import Peer, outbound_request
+from tlsproxy.wire.grammar import IDEMPOTENT
+from tlsproxy.wire.http1 import chunk, last_chunk, request_head_bytes
+from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.backend import BackendConnection
+    from tlsproxy.proxy.services import Services
+    from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
+    from tlsproxy.proxy.upstream import Backend
+
+logger = logging.getLogger(__name__)
+
+_KEPT: Final = 64 * 1024  # bytes of a body held while connecting, and for a replay
+_HSTS: Final = b"strict-transport-security"
+
+
+class State(Enum):
+    """Where an exchange is. CONNECTING and SENT wait for the backend, ANSWERING passes its answer on."""
+
+    NEW = 0
+    CONNECTING = 1
+    SENT = 2
+    ANSWERING = 3
+    TUNNEL = 4
+    DONE = 5
+
+
+class ClientSide(Protocol):
+    """What an exchange needs of the client's protocol driver."""
+
+    @property
+    def info(self) -> ConnectionInfo: ...
+    @property
+    def stream(self) -> ClientStream: ...
+    def send_interim(self, status: int, reason: bytes, fields: Fields) -> None: ...
+    def send_head(self, status: int, reason: bytes, fields: Fields, length: int, *, has_body: bool) -> None:
+        """`length` in bytes, -1 if unknown; `has_body` False for HEAD, 204 and 304, whatever the length says."""
+        ...
+
+    def send_data(self, data: bytes) -> None: ...
+    def send_end(self, trailers: Fields) -> None: ...
+    def flush(self) -> None:
+        """Nothing more comes in this turn of the loop: send what was collected."""
+        ...
+
+    def pause_request(self) -> None: ...
+    def resume_request(self) -> None: ...
+    def exchange_done(self, *, request_complete: bool) -> None: ...
+    def exchange_cut(self) -> None:
+        """The answer can't be completed: the client must see that."""
+        ...
+
+    def start_tunnel(self, tunnel: Tunnel) -> bytes:
+        """Hand every further byte to `tunnel`; returns those that came already."""
+        ...
+
+
+class Exchange:
+    """See the module's text.
+
+    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again,
+    None once they can't); `_request_complete`; `_progress` (when something last moved); and what the log line tells.
+    """
+
+    __slots__ = (
+        "_body_left_allowed", "_client", "_connecting", "_connection", "_kept", "_kept_size", "_progress", "_request",
+        "_request_complete", "_services", "_tried", "backend", "backend_ms", "bytes_in", "bytes_out", "client", "error",
+        "forward", "head", "info", "request_id", "retries", "reused", "sent_at", "site", "started", "started_at", "state",
+        "status",
+    )  # fmt: skip
+
+    def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
+        self._client = client_side
+        self._services = services
+        self.head = head
+        self.info = info
+        self.state = State.NEW
+        self.started = time.monotonic()
+        self.started_at = time.time()
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.client = info.client
+        self.request_id = b""
+        self.site: Site | None = None
+        self.forward: Forward | None = None
+        self.backend: Backend | None = None
+        self.backend_ms = -1.0
+        self.sent_at = 0.0
+        self.reused = False
+        self.retries = 0
+        self.error = ""
+        self._request = b""
+        self._connection: BackendConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._kept: list[bytes] | None = []
+        self._kept_size = 0
+        self._request_complete = head.framing is Framing.NONE
+        self._progress = self.started
+        self._tried: list[Backend] = []
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.head.method.decode()} {self.head.host} {self.state.name} {self.status or ''}>"
+
+    # --- the client's side --------------------------------------------------------------------------------------------
+
+    def start(self, peer: Peer) -> None:
+        """Route the request and act on the outcome."""
+        outcome = self._services.router.decide(self.head, self.info)
+        match outcome:
+            case Forward():
+                self._forward(outcome, peer)
+            case Redirect():
+                self.site = outcome.site
+                self.request_id = self._services.next_request_id()
+                self._reply(308, [(b"Location", outcome.location), (b"Content-Length", b"0")], b"")
+            case Refuse():
+                self.refuse(outcome.status, outcome.detail)
+            case _:
+                assert_never(outcome)
+
+    def request_data(self, data: bytes) -> None:
+        """A piece of the request's body."""
+        self.bytes_in += len(data)
+        if self._over_body_limit(self.bytes_in):
+            return
+        piece = chunk(data) if self.head.framing is Framing.CHUNKED else data
+        self._pass_on(piece)
+
+    def request_end(self, trailers: Fields) -> None:
+        """The request's body is complete."""
+        self._request_complete = True
+        if self.head.framing is Framing.CHUNKED:
+            self._pass_on(last_chunk(allowed_trailers(trailers)))
+
+    def request_failed(self, error: ProtocolError) -> None:
+        """The request's body broke the protocol: the backend must never see a complete request."""
+        self.error = error.note
+        self._drop_backend()
+        self._fail(error.status, error.reason)
+
+    def client_gone(self) -> None:
+        """The client went away before its answer was complete: stop the work for it at once."""
+        if self.state is State.DONE:
+            return
+        if self.status == 0:
+            self.status = 499
+        self.error = self.error or "client closed the connection"
+        self._drop_backend()
+        self._finish()
+
+    def client_full(self) -> None:
+        """The client does not take the answer as fast as it comes."""
+        if self._connection is not None:
+            self._connection.pause_reading()
+
+    def client_ready(self) -> None:
+        if self._connection is not None:
+            self._connection.resume_reading()
+
+    def check_deadline(self, now: float) -> None:
+        """Give up on a backend that takes the request but does not answer. `now` is monotonic."""
+        if self.state is State.SENT and self.forward is not None:
+            limit = self.forward.route.response_timeout
+            if now - self._progress > limit and self.backend is not None:
+                self._drop_backend()
+                self.backend_failed(AnswerTimedOut(self.backend.url, f"no answer within response_timeout {limit:g} s"))
+
+    def refuse(self, status: int, detail: str) -> None:
+        """Answer with an error of our own."""
+        if not self.request_id:
+            self.request_id = self._services.next_request_id()
+        accept = next((value for name, value in self.head.fields if name.lower() == b"accept"), None)
+        fields, body = error_reply(status, detail, self.request_id.decode(), accept)
+        if status == 503:
+            fields.append((b"Retry-After", b"5"))
+        if status == 405:
+            fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+        self._reply(status, fields, body)
+
+    # --- the way to the backend ---------------------------------------------------------------------------------------
+
+    def _forward(self, forward: Forward, peer: Peer) -> None:
+        self.forward = forward
+        self.site = forward.site
+        head, route = self.head, forward.route
+        if head.framing is Framing.LENGTH and self._over_body_limit(head.length):
+            return
+        outbound = outbound_request(
+            head,
+            peer,
+            request_id=self._services.next_request_id(),
+            started_ms=int(self.started_at * 1000),
+            prefix=route.prefix if route.strip else b"",
+        )
+        self.client = outbound.client
+        self.request_id = outbound.request_id
+        self._request = request_head_bytes(head.method, route.outbound_target(head.target), outbound.fields)
+        self._dispatch()
+
+    def _over_body_limit(self, size: int) -> bool:
+        limit = self.forward.route.max_body if self.forward is not None else 0
+        if not limit or size <= limit or self.state is State.DONE:
+            return False
+        self.error = f"max_body {limit} bytes exceeded"
+        self._drop_backend()
+        self._fail(413, f"The request body is larger than {limit} bytes.")
+        return True
+
+    def _dispatch(self, last: BackendFailure | None = None) -> None:
+        """Claim a connection to a backend and send, or start to connect. `last` is why the one before failed."""
+        assert self.forward is not None  # noqa: S101  # only _forward and its retries come here
+        backend = self.forward.route.upstream.choose(self.client, self._tried)
+        if backend is None:
+            self._give_up(last or NoBackend(self.forward.site.name, "every backend of the route failed lately"))
+            return
+        self.backend = backend
+        backend.active += 1
+        connection = backend.claim()
+        if connection is None:
+            self._connect(backend)
+        else:
+            self._send(connection)
+
+    def _connect(self, backend: Backend) -> None:
+        self.state = State.CONNECTING
+        self._connecting = self._services.loop.create_task(self._connect_and_send(backend))
+
+    async def _connect_and_send(self, backend: Backend) -> None:
+        try:
+            connection = await backend.connect(self._services.connect_timeout)
+        except ConnectFailed as failure:
+            self._connecting = None
+            self._connect_failed(backend, failure)
+            return
+        self._connecting = None
+        self._send(connection)
+
+    def _connect_failed(self, backend: Backend, failure: ConnectFailed) -> None:
+        """Nothing was sent, so any request may go to the next backend."""
+        backend.active -= 1
+        backend.failed(str(failure))
+        self._tried.append(backend)
+        self.retries += 1
+        self._dispatch(failure)
+
+    def _send(self, connection: BackendConnection) -> None:
+        self._connection = connection
+        self.state = State.SENT
+        self.reused = connection.reused
+        self.sent_at = self._progress = time.monotonic()
+        kept = self._kept
+        connection.begin(self, self.head.method, self._request + b"".join(kept) if kept else self._request)
+        if kept:
+            self._client.resume_request()
+        if not connection.reused:
+            self._kept = None  # a fresh connection that dies is a backend that died: no replay, nothing to keep
+
+    def _pass_on(self, piece: bytes) -> None:
+        """Send a piece of the body, or keep it while there is no connection or a replay is possible."""
+        self._progress = time.monotonic()
+        if self._kept is not None:
+            self._keep(piece)
+        if self._connection is not None:
+            self._connection.send(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        assert self._kept is not None  # noqa: S101
+        self._kept.append(piece)
+        self._kept_size += len(piece)
+        if self._kept_size <= _KEPT:
+            return
+        if self._connection is None:
+            self._client.pause_request()
+        else:
+            self._kept = None
+
+    # --- the backend's side (AnswerTaker) -----------------------------------------------------------------------------
+
+    def interim(self, head: ResponseHead) -> None:
+        """100, 102, 103 … go on to a client that may know them (RFC 9110 15.2)."""
+        self._progress = time.monotonic()
+        if self.head.version == 11 and (head.status != 100 or self.head.expect_continue):
+            self._client.send_interim(head.status, head.reason, head.fields)
+
+    def switched(self, head: ResponseHead, rest: bytes) -> None:
+        """A 101: right only if this client asked for just that (security rule 4)."""
+        connection = self._connection
+        assert connection is not None and self.backend is not None  # noqa: S101, PT018
+        if not self.head.upgrade or head.upgrade != b"websocket":
+            self._drop_backend()
+            self.backend_failed(
+                BadAnswer(self.backend.url, f"101 to {head.upgrade.decode('latin-1')!r}, not asked for")
+            )
+            return
+        self._note_answer(101)
+        self.state = State.TUNNEL
+        fields = [*head.fields, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+        self._client.send_interim(101, head.reason or b"Switching Protocols", fields)
+        tunnel = Tunnel(self, self._client.stream, connection, self._services)
+        early = self._client.start_tunnel(tunnel)
+        tunnel.start(early, rest)
+
+    def answer_head(self, head: ResponseHead) -> None:
+        self._note_answer(head.status)
+        self.state = State.ANSWERING
+        self._kept = None
+        fields = head.fields
+        if self.site is not None and self.site.hsts:
+            fields = [field for field in fields if field[0].lower() != _HSTS]
+            fields.append((b"Strict-Transport-Security", self.site.hsts))
+        if head.trailer and head.framing is Framing.CHUNKED:
+            fields = [*fields, (b"Trailer", head.trailer)]
+        has_body = head.framing is not Framing.NONE
+        self._client.send_head(head.status, head.reason, fields, head.length, has_body=has_body)
+
+    def answer_data(self, data: bytes) -> None:
+        self.bytes_out += len(data)
+        self._client.send_data(data)
+
+    def answer_flush(self) -> None:
+        self._client.flush()
+
+    def answer_end(self, trailers: Fields) -> None:
+        """The answer is whole. Its connection goes back to the pool before the client is served further."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release(request_sent=self._request_complete)
+        self._client.send_end(allowed_trailers(trailers) if trailers else trailers)
+        self._finish()
+
+    def backend_failed(self, failure: BackendFailure) -> None:
+        """The connection is gone and the answer is not complete."""
+        self._connection = None
+        if self.state is State.SENT and self._may_replay(failure):
+            self._replay()
+            return
+        if self.backend is not None and failure.counts:
+            self.backend.failed(failure.note)
+        self._give_up(failure)
+
+    def backend_full(self) -> None:
+        self._client.pause_request()
+
+    def backend_ready(self) -> None:
+        self._progress = time.monotonic()
+        self._client.resume_request()
+
+    def _may_replay(self, failure: BackendFailure) -> bool:
+        """A reused connection that ends without a byte was most likely closed before the request came."""
+        return (
+            isinstance(failure, ClosedBeforeAnswer)
+            and self.reused
+            and self.retries == 0
+            and self._kept is not None
+            and self.head.method in IDEMPOTENT
+        )
+
+    def _replay(self) -> None:
+        """Once, and on a new connection: another idle one may be just as dead."""
+        assert self.backend is not None  # noqa: S101
+        self.retries += 1
+        self.backend.close_all_idle()
+        self._connect(self.backend)
+
+    def _note_answer(self, status: int) -> None:
+        self.status = status
+        self.backend_ms = (time.monotonic() - self.sent_at) * 1000
+        if self.backend is not None:
+            self.backend.succeeded()
+
+    # --- endings ------------------------------------------------------------------------------------------------------
+
+    def _give_up(self, failure: BackendFailure) -> None:
+        self.error = failure.note
+        self._fail(failure.status, failure.detail)
+
+    def _fail(self, status: int, detail: str) -> None:
+        """Answer with an error, or cut the stream if an answer has begun."""
+        if self.state is State.ANSWERING:
+            self._client.exchange_cut()
+            self._finish()
+        elif self.state is not State.DONE:
+            self.refuse(status, detail)
+
+    def crashed(self) -> None:
+        """Our own code failed within this exchange (security rule 9)."""
+        self.error = self.error or "internal error"
+        self._drop_backend()
+        self._fail(500, "This server failed to handle the request.")
+
+    def _reply(self, status: int, fields: Fields, body: bytes) -> None:
+        self.status = status
+        self.state = State.ANSWERING
+        fields = [field for field in fields if field[0].lower() != b"content-length"]
+        if self.site is not None and self.site.hsts and self.info.scheme == "https":
+            fields.append((b"Strict-Transport-Security", self.site.hsts))
+        has_body = self.head.method != b"HEAD"
+        self._client.send_head(status, b"", fields, len(body), has_body=has_body)
+        if body and has_body:
+            self.bytes_out += len(body)
+            self._client.send_data(body)
+        self._client.send_end([])
+        self._finish()
+
+    def _drop_backend(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    def tunnel_ended(self, bytes_in: int, bytes_out: int) -> None:
+        """Both directions of the upgraded connection are over."""
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
+        self._connection = None
+        self._finish()
+
+    def _finish(self) -> None:
+        was_tunnel = self.state is State.TUNNEL
+        self.state = State.DONE
+        if self.backend is not None and not (self._tried and self._tried[-1] is self.backend):
+            self.backend.active -= 1
+        self._services.record(self)
+        if not was_tunnel:
+            self._client.exchange_done(request_complete=self._request_complete)

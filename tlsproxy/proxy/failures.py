@@ -1,0 +1,60 @@
+"""What can go wrong with a backend, as values that carry the client's answer (style 9).
+
+`detail` is for the client and names no address; `note` is for the operator and does.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BackendFailure(Exception):
+    """The backend could not answer. `status` is for the client; `counts` says if it speaks against the backend."""
+
+    status: ClassVar[int] = 502
+    detail: ClassVar[str] = "The application behind this server could not be reached."
+    counts: ClassVar[bool] = True
+
+    def __init__(self, backend: str, why: str) -> None:
+        super().__init__(f"{backend}: {why}")
+        self.note = f"{backend}: {why}"
+
+
+class ConnectFailed(BackendFailure):
+    """Nothing was sent: another backend may be tried whatever the method."""
+
+
+class ConnectTimedOut(ConnectFailed):
+    status = 504
+    detail = "The application behind this server did not accept a connection in time."
+
+
+class ClosedBeforeAnswer(BackendFailure):
+    """The connection ended without one byte of an answer."""
+
+    detail = "The application behind this server closed the connection without an answer."
+
+
+class ClosedInAnswer(BackendFailure):
+    """The connection ended within the head or body of the answer."""
+
+    detail = "The application behind this server stopped in the middle of its answer."
+
+
+class BadAnswer(BackendFailure):
+    """The answer breaks HTTP, or was not asked for."""
+
+    detail = "The application behind this server sent an answer that is not valid HTTP."
+
+
+class AnswerTimedOut(BackendFailure):
+    status = 504
+    detail = "The application behind this server did not answer in time."
+
+
+class NoBackend(BackendFailure):
+    """Every backend of the route failed lately and is being left alone."""
+
+    status = 503
+    detail = "The application behind this server is not available at the moment."
+    counts = False

@@ -1,0 +1,247 @@
+"""A worker's composition root: settings go in, a serving front door comes out. Wires; decides nothing per request.
+
+Owns everything a worker opens: listeners, connections, pools, the access log. One tick (`_TICK`) sweeps all deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final, Literal
+
+from tlsproxy.errors import CertificateError, StoreError
+from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
+from tlsproxy.proxy.contexts import ContextTable, SiteTls
+from tlsproxy.proxy.http1 import Http1Driver
+from tlsproxy.proxy.listener import Connections, Listener
+from tlsproxy.proxy.plain import PlainConnection
+from tlsproxy.proxy.router import Route, Router, Site
+from tlsproxy.proxy.services import Services
+from tlsproxy.proxy.tls import TlsConnection
+from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.store.sources import bundles_for, certificate_name
+from tlsproxy.wire.forwarding import Options, Trust
+
+if TYPE_CHECKING:
+    from tlsproxy import settings as configuration
+    from tlsproxy.proxy.connection import Connection
+    from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver
+    from tlsproxy.store.base import CertificateStore
+    from tlsproxy.store.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+_TICK: Final = 0.5  # seconds
+_HANDSHAKE_LINES: Final = 5  # failed handshakes that are logged one by one per tick; the rest is counted
+_RESERVED_FILES: Final = 64  # descriptors for everything that is not a client or its backend connection
+
+
+class Front:
+    """See the module's text. Implements `stream.ConnectionOwner`. Times in seconds."""
+
+    def __init__(
+        self,
+        settings: configuration.Settings,
+        *,
+        store: CertificateStore,
+        ticket_secret: bytes,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        limits = settings.limits
+        self._sites = settings.sites
+        self._tls = settings.tls
+        self._store = store
+        self.loop = loop
+        self.handshake_timeout = limits.handshake_timeout
+        self.write_idle = limits.write_idle
+        self.proxy_networks = [ip_network(network) for network in settings.listen.proxy_protocol]
+        self.connections = Connections(
+            total=limits.connections or _most_connections(), per_client=limits.connections_per_client
+        )
+        self.contexts = ContextTable(
+            [self._site_tls(site) for site in settings.sites],
+            default_host=settings.tls.default_host,
+            ticket_secret=ticket_secret,
+        )
+        self._backends: dict[str, Backend] = {}
+        self._writer = NoLog() if settings.log.access == "off" else LogWriter(settings.log.access)
+        self._access = AccessLog(
+            self._writer, redact_query=settings.log.redact_query, console=_wants_console(settings.log, self._writer)
+        )
+        self._services = self._make_services(settings)
+        self._listeners: list[Listener] = []
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._failed_handshakes = 0
+
+    # --- for the worker process ---------------------------------------------------------------------------------------
+
+    def start(self, listeners: Sequence[tuple[Literal["https", "http"], socket.socket]]) -> None:
+        """Accept from these sockets from now on; they are owned by the Front."""
+        for kind, sock in listeners:
+            make = self._make_tls if kind == "https" else self._make_plain
+            self._listeners.append(Listener(sock, make, self.connections, self.loop))
+        self._tick_handle = self.loop.call_later(_TICK, self._tick)
+
+    async def drain(self, timeout: float) -> None:
+        """Stop accepting, let what is in flight end for at most `timeout` seconds, then cut it and let go of all."""
+        for listener in self._listeners:
+            listener.close()
+        self._services.draining = True
+        for connection in self.connections:
+            connection.drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.connections.empty.wait()
+        except TimeoutError:
+            logger.warning("drain.cut", extra={"connections": len(self.connections), "after_seconds": timeout})
+            for connection in self.connections:
+                connection.abort()
+            await asyncio.sleep(0)  # lets the transports report their end, which writes the log lines
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything that is not a client connection."""
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        for backend in self._backends.values():
+            backend.close_all_idle()
+        self._access.flush()
+        self._writer.close()
+
+    def certificates_changed(self, names: Sequence[str]) -> list[str]:
+        """Serve new connections with what the store and the files hold now. Returns what could not be used."""
+        problems = []
+        for site in self._sites:
+            if certificate_name(site) in names:
+                try:
+                    self.contexts.replace(site.hosts, bundles_for(site, self._store))
+                except (CertificateError, StoreError) as error:
+                    problems.append(str(error))
+        return problems
+
+    def reopen_logs(self) -> None:
+        """Open the access log anew (log rotation)."""
+        self._access.flush()
+        self._writer.reopen()
+
+    def stats(self) -> dict[str, int]:
+        """Connections open, requests answered, log batches dropped."""
+        return {
+            "connections": len(self.connections),
+            "requests": self._services.requests,
+            "log_batches_dropped": self._writer.dropped,
+        }
+
+    # --- stream.ConnectionOwner ---------------------------------------------------------------------------------------
+
+    def make_driver(self, stream: ClientStream) -> Driver:
+        return Http1Driver(stream, self._services)
+
+    def handshake_failed(self, reason: str, client: str, sni: str) -> None:
+        self._failed_handshakes += 1
+        if self._failed_handshakes <= _HANDSHAKE_LINES:
+            logger.info("tls.handshake_failed", extra={"reason": reason, "client": client, "sni": sni})
+
+    def _make_tls(self) -> Connection:
+        return TlsConnection(self)
+
+    def _make_plain(self) -> Connection:
+        return PlainConnection(self)
+
+    # --- wiring -------------------------------------------------------------------------------------------------------
+
+    def _make_services(self, settings: configuration.Settings) -> Services:
+        limits, server = settings.limits, settings.server
+        return Services(
+            loop=self.loop,
+            router=self._make_router(settings),
+            forwarding=Options(Trust(server.trusted_proxies), forwarded=server.forwarded, via=server.via),
+            record=self._access.record,
+            header_size=limits.header_size,
+            header_count=limits.header_count,
+            target_size=limits.target_size,
+            header_timeout=limits.header_timeout,
+            body_idle=limits.body_idle,
+            keep_alive=limits.keep_alive,
+            connect_timeout=limits.connect_timeout,
+            tunnel_idle=limits.tunnel_idle,
+        )
+
+    def _make_router(self, settings: configuration.Settings) -> Router:
+        sites = [self._make_site(site, settings.limits.pool_idle_per_backend) for site in settings.sites]
+        ports = [int(address.rpartition(":")[2]) for address in settings.listen.https]
+        return Router(sites, may_share=self._may_share, https_port=ports[0] if ports else 443)
+
+    def _make_site(self, site: configuration.Site, most_idle: int) -> Site:
+        routes = [
+            Route(
+                route.path,
+                Upstream([self._backend(url, most_idle) for url in route.backends], route.balance),
+                strip=route.strip_prefix,
+                response_timeout=route.response_timeout,
+                max_body=route.max_body,
+            )
+            for route in site.routes
+        ]
+        return Site(site.hosts, routes, b"max-age=%d" % site.hsts if site.hsts else b"")
+
+    def _backend(self, url: str, most_idle: int) -> Backend:
+        """Routes that name the same backend share its pool and what is known of its health."""
+        return self._backends.setdefault(url, Backend(url, most_idle=most_idle))
+
+    def _site_tls(self, site: configuration.Site) -> SiteTls:
+        return SiteTls(
+            hosts=site.hosts,
+            bundles=self._bundles(site),
+            client_ca_pem=site.client_ca.read_text() if site.client_ca else None,
+            client_auth=site.client_auth,
+            minimum_version=site.minimum_version or self._tls.minimum_version,
+        )
+
+    def _bundles(self, site: configuration.Site) -> tuple[Bundle, ...]:
+        """The certifier has checked everything before a worker starts; what broke since then costs that site only."""
+        try:
+            return bundles_for(site, self._store)
+        except (CertificateError, StoreError) as error:
+            logger.error("certificate.unusable", extra={"site": site.hosts[0], "error": str(error)})  # noqa: TRY400
+            return ()
+
+    def _may_share(self, info: ConnectionInfo, host: str) -> bool:
+        return info.policy is not None and self.contexts.may_serve(info.policy, info.sni, host)
+
+    # --- the tick -----------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self._tick_handle = self.loop.call_later(_TICK, self._tick)
+        now = self.loop.time()
+        for connection in self.connections:
+            connection.check_deadline(now)
+        for backend in self._backends.values():
+            backend.close_idle(now)
+        self._access.flush()
+        for listener in self._listeners:
+            listener.report()
+        self._report_handshakes()
+
+    def _report_handshakes(self) -> None:
+        unsaid = self._failed_handshakes - _HANDSHAKE_LINES
+        if unsaid > 0:
+            logger.info("tls.handshakes_failed", extra={"more": unsaid})
+        self._failed_handshakes = 0
+
+
+def _most_connections() -> int:
+    """What the open-file limit allows: two descriptors a client, its own and its backend's."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(16, (soft - _RESERVED_FILES) // 2)
+
+
+def _wants_console(log: configuration.Log, writer: LogWriter | NoLog) -> bool:
+    return log.format == "console" or (log.format == "auto" and writer.is_terminal)

@@ -1,0 +1,165 @@
+"""Accepting connections from the sockets the supervisor made. Knows addresses and limits, not protocols.
+
+Strategy: one accept per wake-up. All workers wait on the same sockets; whoever is free takes the next connection, so the
+load spreads by itself and nothing queued is lost when a worker dies. (libuv's own listener would take all there is, and
+gives up its socket on EMFILE.)
+
+Rules kept: running out of descriptors or memory is said once, waited out and survived; at the limit of connections the
+ones that have been idle longest are shed before a new client is turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_PAUSE: Final = 0.1  # seconds without accepting after running out
+_SHED_PART: Final = 16  # one in so many connections is shed at a time: the scan is paid for many accepts
+
+
+class Connections:
+    """The client connections of a worker; counted per client address while `per_client` limits them (0 = no limit)."""
+
+    def __init__(self, *, total: int, per_client: int) -> None:
+        self._open: set[Connection] = set()
+        self.total = total
+        self.per_client = per_client
+        self._clients: dict[Connection, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.empty = asyncio.Event()
+        self.empty.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        """Over a copy: what is done to a connection may end it."""
+        return iter(tuple(self._open))
+
+    def add(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self.empty.clear()
+        if self.per_client:
+            client = connection.info.client
+            self._clients[connection] = client
+            self._counts[client] += 1
+
+    def discard(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self.empty.set()
+        client = self._clients.pop(connection, None)
+        if client is not None:
+            self._counts[client] -= 1
+            if not self._counts[client]:
+                del self._counts[client]
+
+    def has_room_for(self, client: str) -> bool:
+        """Whether one more connection of `client` may be accepted; sheds idle ones if the total is reached."""
+        if self.per_client and self._counts[client] >= self.per_client:
+            return False
+        return len(self._open) < self.total or self._shed()
+
+    def _shed(self) -> bool:
+        idle = sorted(self._idle(), key=lambda pair: pair[0])[: max(1, len(self) // _SHED_PART)]
+        for _, connection in idle:
+            connection.close()
+        return bool(idle)
+
+    def _idle(self) -> Iterator[tuple[float, Connection]]:
+        for connection in self:
+            since = connection.idle_since
+            if since is not None:
+                yield since, connection
+
+
+class Listener:
+    """Accepts from one socket and makes a `factory()` protocol for each connection. Owns `sock` until `close`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        factory: Callable[[], Connection],
+        connections: Connections,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._sock = sock
+        self._factory = factory
+        self._connections = connections
+        self._loop = loop
+        self._pending: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        self._in_trouble = False
+        self._turned_away = 0
+        sock.setblocking(False)
+        loop.add_reader(sock, self._accept)
+
+    def close(self) -> None:
+        """Stop accepting. What waits in the queue stays there for the other workers."""
+        if self._resume is not None:
+            self._resume.cancel()
+        else:
+            self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def report(self) -> None:
+        """Say how many clients were turned away since the last report; called by the tick."""
+        if self._turned_away:
+            logger.warning(
+                "connections.turned_away",
+                extra={"count": self._turned_away, "open": len(self._connections), "limit": self._connections.total},
+            )
+            self._turned_away = 0
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another worker was faster, or the client is gone already
+        except OSError as error:
+            self._wait_out(error)
+            return
+        self._in_trouble = False
+        client = address[0] if isinstance(address, tuple) else ""
+        if not self._connections.has_room_for(client.removeprefix("::ffff:")):
+            self._turned_away += 1
+            sock.close()
+            return
+        sock.setblocking(False)
+        task = self._loop.create_task(self._connect(sock))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._factory, sock)
+        except OSError:
+            sock.close()  # the client is gone already
+
+    def _wait_out(self, error: OSError) -> None:
+        if not self._in_trouble:
+            self._in_trouble = True
+            what = "file descriptors or memory ran out" if error.errno in _EXHAUSTED else "accept failed"
+            logger.error(
+                "listener.exhausted",
+                extra={
+                    "error": f"{what} ({error.strerror}); waiting. Raise the open-file limit or lower limits.connections."
+                },
+            )
+        self._loop.remove_reader(self._sock)
+        self._resume = self._loop.call_later(_PAUSE, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resume = None
+        self._loop.add_reader(self._sock, self._accept)

@@ -1,0 +1,156 @@
+"""Where a request goes: host, then longest path prefix. Decides, does nothing.
+
+Strategy: hosts are dictionary look-ups (exact, then wildcard by one label), so the cost does not grow with the number of
+sites; the few routes of one site are scanned, longest prefix first. The raw path is matched and forwarded byte for byte;
+only where a prefix decides, a path with dot segments is refused, because the backend may resolve what was compared raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from tlsproxy.proxy.stream import ConnectionInfo
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.messages import RequestHead
+
+_UNKNOWN_HOST: Final = "No site with this name is served here."
+_MISDIRECTED: Final = "This connection was opened for another name; open a new one for this host."
+
+
+class Route:
+    """One path prefix of a site and where it leads. `prefix` is b"" for "/"."""
+
+    __slots__ = ("label", "max_body", "prefix", "response_timeout", "strip", "upstream")
+
+    def __init__(self, path: str, upstream: Upstream, *, strip: bool, response_timeout: float, max_body: int) -> None:
+        self.label = path
+        self.prefix = path.rstrip("/").encode()
+        self.upstream = upstream
+        self.strip = strip and bool(self.prefix)
+        self.response_timeout = response_timeout
+        self.max_body = max_body
+
+    def matches(self, path: bytes) -> bool:
+        """Whether `path` (without query) is the prefix or lies below it; "/api" does not match "/apis"."""
+        prefix = self.prefix
+        return not prefix or path == prefix or path.startswith(prefix + b"/")
+
+    def outbound_target(self, target: bytes) -> bytes:
+        """The target for the backend: as it came, or without the prefix."""
+        if not self.strip:
+            return target
+        rest = target[len(self.prefix) :]
+        return rest if rest[:1] == b"/" else b"/" + rest
+
+
+class Forward:
+    """Send the request to `route`. One instance per route, made at start: routing builds nothing."""
+
+    __slots__ = ("route", "site")
+
+    def __init__(self, site: Site, route: Route) -> None:
+        self.site = site
+        self.route = route
+
+
+class Redirect:
+    """Send the client to `location`."""
+
+    __slots__ = ("location", "site")
+
+    def __init__(self, site: Site, location: bytes) -> None:
+        self.site = site
+        self.location = location
+
+
+class Refuse:
+    """Answer with an error."""
+
+    __slots__ = ("detail", "status")
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status = status
+        self.detail = detail
+
+
+Outcome: TypeAlias = Forward | Redirect | Refuse
+
+_NOT_FOUND: Final = Refuse(404, _UNKNOWN_HOST)
+_WRONG_CONNECTION: Final = Refuse(421, _MISDIRECTED)
+_NO_SUCH_SITE: Final = Refuse(421, _UNKNOWN_HOST)
+_NO_ROUTE: Final = Refuse(404, "No route of this site matches the path.")
+_DOTS: Final = Refuse(400, "The path contains dot segments; send it resolved.")
+
+
+class Site:
+    """One site: its first host as its name, its routes, its HSTS value (b"" for none)."""
+
+    __slots__ = ("forwards", "hosts", "hsts", "name", "only")
+
+    def __init__(self, hosts: Sequence[str], routes: Sequence[Route], hsts: bytes = b"") -> None:
+        self.hosts = tuple(hosts)
+        self.name = hosts[0]
+        self.hsts = hsts
+        ordered = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
+        self.forwards = [Forward(self, route) for route in ordered]
+        catches_all = len(ordered) == 1 and not ordered[0].prefix
+        self.only = self.forwards[0] if catches_all else None
+
+    def outcome(self, head: RequestHead) -> Outcome:
+        """The forward of the longest matching route."""
+        if self.only is not None:
+            return self.only
+        path = head.path
+        if has_dot_segments(path):
+            return _DOTS
+        for forward in self.forwards:
+            if forward.route.matches(path):
+                return forward
+        return _NO_ROUTE
+
+
+class Router:
+    """All sites. `may_share` judges whether a connection made for `sni` may carry a request for another host."""
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        may_share: Callable[[ConnectionInfo, str], bool],
+        https_port: int = 443,
+    ) -> None:
+        self._hosts = {host: site for site in sites for host in site.hosts}
+        self._may_share = may_share
+        self._redirect_port = b"" if https_port == 443 else b":%d" % https_port
+
+    def find(self, host: str) -> Site | None:
+        """The site of `host` (lower case, no port): exact, then the wildcard of its parent (one label)."""
+        site = self._hosts.get(host)
+        if site is None:
+            site = self._hosts.get("*." + host.partition(".")[2])
+        return site
+
+    def decide(self, head: RequestHead, info: ConnectionInfo) -> Outcome:
+        """What to do with a request that came over the connection of `info`."""
+        host = head.host or info.sni  # HTTP/1.0 without Host: the name the client asked TLS for
+        site = self.find(host)
+        if info.scheme == "http":
+            return _NOT_FOUND if site is None else Redirect(site, self._location(head))
+        if site is None:
+            return _NO_SUCH_SITE
+        if host != info.sni and not self._may_share(info, host):
+            return _WRONG_CONNECTION
+        return site.outcome(head)
+
+    def _location(self, head: RequestHead) -> bytes:
+        path = head.target if head.target[:1] == b"/" else b"/"
+        return b"https://%b%b%b" % (head.host.encode(), self._redirect_port, path)
+
+
+def has_dot_segments(path: bytes) -> bool:
+    """True if a server might resolve `path` to another one: "." or ".." segments, also percent-encoded or with "\\"."""
+    if b"." not in path and b"%2" not in path:
+        return False
+    plain = path.lower().replace(b"%2e", b".").replace(b"%2f", b"/").replace(b"%5c", b"/").replace(b"\\", b"/")
+    return any(segment.partition(b";")[0] in (b".", b"..") for segment in plain.split(b"/"))

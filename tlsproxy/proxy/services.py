@@ -1,0 +1,85 @@
+"""What every exchange of a worker shares: the router, the log, the limits. A plain bundle, no behaviour of its own.
+
+Made once by the worker's composition root (`front`); it exists so that a driver or an exchange takes one reference
+instead of ten, and never the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tlsproxy.wire.forwarding import Options
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.exchange import Exchange
+    from tlsproxy.proxy.router import Router
+
+
+class Services:
+    """Durations in seconds, sizes in bytes. Mutable state: `draining`, the request counters."""
+
+    __slots__ = (
+        "_id_prefix",
+        "_next_id",
+        "_write_record",
+        "body_idle",
+        "connect_timeout",
+        "draining",
+        "forwarding",
+        "header_count",
+        "header_size",
+        "header_timeout",
+        "keep_alive",
+        "loop",
+        "requests",
+        "router",
+        "target_size",
+        "tunnel_idle",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        router: Router,
+        forwarding: Options,
+        record: Callable[[Exchange], None],
+        header_size: int,
+        header_count: int,
+        target_size: int,
+        header_timeout: float,
+        body_idle: float,
+        keep_alive: float,
+        connect_timeout: float,
+        tunnel_idle: float,
+    ) -> None:
+        self.loop = loop
+        self.router = router
+        self.forwarding = forwarding
+        self._write_record = record
+        self.header_size = header_size
+        self.header_count = header_count
+        self.target_size = target_size
+        self.header_timeout = header_timeout
+        self.body_idle = body_idle
+        self.keep_alive = keep_alive
+        self.connect_timeout = connect_timeout
+        self.tunnel_idle = tunnel_idle
+        self.draining = False
+        self.requests = 0
+        # 8 random bytes a process and a counter: unique without a system call per request; no secret is made of it.
+        self._id_prefix = os.urandom(8).hex().encode()
+        self._next_id = 0
+
+    def next_request_id(self) -> bytes:
+        """A new request id: 24 hexadecimal digits."""
+        self._next_id += 1
+        return b"%b%08x" % (self._id_prefix, self._next_id)
+
+    def record(self, exchange: Exchange) -> None:
+        """An exchange has ended, for better or worse."""
+        self.requests += 1
+        self._write_record(exchange)

@@ -1,0 +1,209 @@
+"""The backends of one route: choosing one, its idle connections, and leaving alone the ones that fail.
+
+Strategy: `Upstream.choose` and `Backend.claim` are synchronous look-ups; only `Backend.connect` waits. Idle connections
+are a stack (the newest is the least likely to be closed already) and are given up before the server would close them:
+the limit follows the server's name and what was observed (measured: gunicorn 2 s, uvicorn and hypercorn 5 s, granian 30 s).
+
+A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request may
+try it. A route's only backend is always tried: leaving it alone would help nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tlsproxy.proxy.backend import BackendConnection
+from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut
+
+logger = logging.getLogger(__name__)
+
+_FAILURES: Final = 3
+_LONGEST_PAUSE: Final = 30.0
+_IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
+_IDLE_DEFAULT: Final = 4.0
+_SHORTEST_IDLE: Final = 0.5
+
+
+class Backend:
+    """One server that answers requests. Mutable state: `idle`, `active`, `_failures`, `_pause`, `_ejected_until`, `_idle_limit`."""
+
+    __slots__ = (
+        "_ejected_until", "_failures", "_idle_limit", "_learned", "_pause", "_server", "active", "host", "idle", "most_idle",
+        "path", "port", "url",
+    )  # fmt: skip
+
+    def __init__(self, url: str, *, most_idle: int) -> None:
+        self.url = url
+        self.path = url.removeprefix("unix:") if url.startswith("unix:") else ""
+        self.host, self.port = ("", 0) if self.path else split_url(url)
+        self.most_idle = most_idle
+        self.idle: list[BackendConnection] = []
+        self.active = 0
+        self._failures = 0
+        self._pause = 0.0
+        self._ejected_until = 0.0
+        self._server = b""
+        self._idle_limit = _IDLE_DEFAULT
+        self._learned = False
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
+
+    def claim(self) -> BackendConnection | None:
+        """The newest idle connection, or None: then `connect`."""
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                connection.reused = True
+                return connection
+        return None
+
+    async def connect(self, timeout: float) -> BackendConnection:
+        """A new connection. A name is resolved each time, so a backend that moved is found. Raises ConnectFailed."""
+        loop = asyncio.get_running_loop()
+        connection = BackendConnection(self)
+        try:
+            async with asyncio.timeout(timeout):
+                if self.path:
+                    await loop.create_unix_connection(lambda: connection, self.path)
+                else:
+                    await loop.create_connection(lambda: connection, self.host, self.port)
+        except TimeoutError:
+            raise ConnectTimedOut(self.url, f"no connection within {timeout:g} s") from None
+        except socket.gaierror as error:
+            raise ConnectFailed(self.url, f"the name does not resolve ({error.strerror})") from None
+        except OSError as error:
+            raise ConnectFailed(self.url, f"cannot connect ({error.strerror or error})") from None
+        return connection
+
+    def put_back(self, connection: BackendConnection) -> None:
+        """Take a connection whose answer is complete into the stack."""
+        if len(self.idle) >= self.most_idle:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        self.idle.append(connection)
+
+    def forget(self, connection: BackendConnection) -> None:
+        """An idle connection is gone: closed by the server, whose patience is learned from it."""
+        if connection not in self.idle:
+            return
+        self.idle.remove(connection)
+        lasted = time.monotonic() - connection.idle_since
+        if _SHORTEST_IDLE <= lasted < self._idle_limit:
+            self._idle_limit = max(_SHORTEST_IDLE, lasted * 0.8)
+            self._learned = True
+            logger.info("backend.idle_limit", extra={"backend": self.url, "seconds": round(self._idle_limit, 2)})
+
+    def learn_server(self, name: bytes) -> None:
+        """Set the idle limit by what the server calls itself, unless something shorter was observed."""
+        if name == self._server:
+            return
+        self._server = name
+        if not self._learned:
+            product = name.partition(b"/")[0].lower()
+            self._idle_limit = next((t for key, t in _IDLE_BY_SERVER.items() if product.startswith(key)), _IDLE_DEFAULT)
+
+    def close_idle(self, now: float) -> None:
+        """Close what has been idle too long. The stack is oldest first."""
+        limit = now - self._idle_limit
+        idle = self.idle
+        while idle and idle[0].idle_since <= limit:
+            idle.pop(0).abort()
+
+    def close_all_idle(self) -> None:
+        while self.idle:
+            self.idle.pop().abort()
+
+    def succeeded(self) -> None:
+        if self._failures:
+            if self._pause:
+                logger.info("backend.recovered", extra={"backend": self.url})
+            self._failures = 0
+            self._pause = 0.0
+            self._ejected_until = 0.0
+
+    def failed(self, why: str) -> None:
+        """Count a failure; the third in a row and every later one starts a pause, each twice as long."""
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._pause = min(self._pause * 2 or 1.0, _LONGEST_PAUSE)
+            self._ejected_until = time.monotonic() + self._pause
+            logger.warning("backend.left_alone", extra={"backend": self.url, "seconds": self._pause, "why": why})
+            self.close_all_idle()
+
+    @property
+    def is_left_alone(self) -> bool:
+        return self._ejected_until > 0.0
+
+    def take_trial(self, now: float) -> bool:
+        """True for one caller after a pause; the next one has to wait a second for the outcome."""
+        if not 0.0 < self._ejected_until <= now:
+            return False
+        self._ejected_until = now + 1.0
+        return True
+
+
+Chooser = Callable[[Sequence[Backend], str], Backend]
+
+
+class Upstream:
+    """The backends of one route and the policy to choose among them."""
+
+    def __init__(self, backends: Sequence[Backend], balance: str) -> None:
+        self.backends = tuple(backends)
+        self._only = self.backends[0] if len(self.backends) == 1 else None
+        self._turn = random.randrange(len(self.backends))  # noqa: S311  # workers should not all start with the first
+        self._choose = {
+            "least_conn": self._least_conn,
+            "round_robin": self._round_robin,
+            "random": self._random,
+            "ip_hash": self._ip_hash,
+        }[balance]
+
+    def __repr__(self) -> str:
+        active = sum(backend.active for backend in self.backends)
+        idle = sum(len(backend.idle) for backend in self.backends)
+        return f"<Upstream {len(self.backends)} backends, {active} active, {idle} idle>"
+
+    def choose(self, client: str, tried: Sequence[Backend] = ()) -> Backend | None:
+        """A backend for the next request of `client` that is not in `tried`; None if there is none to be tried now."""
+        if self._only is not None:
+            return None if self._only in tried else self._only
+        untried = [backend for backend in self.backends if backend not in tried]
+        candidates = [backend for backend in untried if not backend.is_left_alone]
+        if len(candidates) < len(untried):
+            now = time.monotonic()
+            on_trial = next((backend for backend in untried if backend.take_trial(now)), None)
+            if on_trial is not None:
+                return on_trial
+        return self._choose(candidates, client) if candidates else None
+
+    def _least_conn(self, candidates: Sequence[Backend], client: str) -> Backend:
+        fewest = min(backend.active for backend in candidates)
+        return self._round_robin([b for b in candidates if b.active == fewest], client)
+
+    def _round_robin(self, candidates: Sequence[Backend], _client: str) -> Backend:
+        self._turn += 1
+        return candidates[self._turn % len(candidates)]
+
+    def _random(self, candidates: Sequence[Backend], _client: str) -> Backend:
+        return random.choice(candidates)  # noqa: S311
+
+    def _ip_hash(self, candidates: Sequence[Backend], client: str) -> Backend:
+        # Rendezvous hashing: when a backend leaves, only its own clients move.
+        return max(candidates, key=lambda backend: zlib.crc32(f"{client} {backend.url}".encode()))
+
+
+def split_url(url: str) -> tuple[str, int]:
+    """Host and port of "http://host:port" or "http://[v6]:port"; the settings have checked the form."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host.strip("[]"), int(port)
