@@ -31,7 +31,7 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def nobody(tmp_path: Path) -> Iterator[None]:
     """Be a user without rights; root may write into directories of any mode."""
-    for parent in (tmp_path, *tmp_path.parents[:3]):
+    for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
