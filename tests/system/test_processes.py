@@ -85,12 +85,15 @@ class Proxy:
     def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
         """Return the first event of that name and with these fields, once it is there."""
 
+        wanted = {"event": event, **fields}
+
         def find() -> dict[str, Any] | None:
-            wanted = {"event": event, **fields}
             return next((each for each in self.events if wanted.items() <= each.items()), None)
 
         with self._changed:
-            assert self._changed.wait_for(lambda: find() is not None, PATIENCE), (event, *self.lines)
+            assert self._changed.wait_for(lambda: find() is not None, PATIENCE), (
+                f"no {wanted} in\n{''.join(self.lines)}"
+            )
             found = find()
         assert found is not None
         return found

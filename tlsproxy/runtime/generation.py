@@ -23,7 +23,7 @@ KILL_WAIT = 1.0
 
 @dataclass(frozen=True)
 class DrainOutcome:
-    """What a drain cost: connections cut by the workers themselves, and children that had to be killed."""
+    """What a drain cost: connections cut by the workers themselves, and children killed in the middle of it."""
 
     cut: int
     killed: tuple[str, ...]
@@ -88,9 +88,12 @@ class Generation:
             child.channel.send(Drain(_time_for_children(timeout)))
         if children:
             await asyncio.wait([child.exited for child in children], timeout=timeout)
-        late = tuple(sorted(child.spec.name for child in children if not child.exited.done()))
+        # One that has said Drained has nothing left to lose, however long its interpreter takes to end.
+        late = [child for child in children if child.cut is None and not child.exited.done()]
         await self.kill()
-        return DrainOutcome(sum(child.cut for child in children), late)
+        return DrainOutcome(
+            cut=sum(child.cut or 0 for child in children), killed=tuple(sorted(child.spec.name for child in late))
+        )
 
     async def kill(self) -> None:
         """End all children now and every task of this generation. Safe at any time, also twice."""

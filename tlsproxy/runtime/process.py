@@ -57,14 +57,14 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: ready_at, cut; the three futures are set once.
+    # Mutable: _ready_at, cut; the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.channel = channel
         self.exited: asyncio.Future[int] = loop.create_future()
-        self.cut = 0
+        self.cut: int | None = None  # what Drained said; None until it came
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
         self._reaped: asyncio.Future[int] = loop.create_future()
         self._ready_at: float | None = None
