@@ -8,12 +8,14 @@ import json
 import os
 import pwd
 import select
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,13 +186,26 @@ def backend() -> Iterator[Backend]:
 
 
 @pytest.fixture
-def write_config(tmp_path: Path, authority: trustme.CA, backend: Backend) -> Callable[..., Path]:
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    (tmp_path / "chain.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+def folder() -> Iterator[Path]:
+    """A folder that other users can enter; pytest's own are for one user, and should stay so."""
+    with tempfile.TemporaryDirectory(prefix="tlsproxy-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
-    def write(*, server: str = "", listen: str = "127.0.0.1:0", log: str = "", store: str = "store") -> Path:
-        path = tmp_path / "tlsproxy.toml"
+
+@pytest.fixture
+def write_config(folder: Path, authority: trustme.CA, backend: Backend) -> Callable[..., Path]:
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "key.pem").chmod(0o600)
+    (folder / "chain.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+
+    def write(
+        *, key_owner: str = "", server: str = "", listen: str = "127.0.0.1:0", log: str = "", store: str = "store"
+    ) -> Path:
+        if key_owner:
+            shutil.chown(folder / "key.pem", key_owner)
+        path = folder / "tlsproxy.toml"
         path.write_text(f"""
             [listen]
             https = ["{listen}"]
@@ -199,7 +214,7 @@ def write_config(tmp_path: Path, authority: trustme.CA, backend: Backend) -> Cal
             workers = 2
             {server}
             [store]
-            url = "file://{tmp_path / store}"
+            url = "file://{folder / store}"
             [log]
             format = "json"
             {log}
@@ -402,11 +417,11 @@ def test_a_taken_port_is_an_error_that_names_the_holder(run: Run) -> None:
     assert "Traceback" not in said
 
 
-def test_a_child_that_cannot_start_stops_everything_with_its_reason(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "blocked").write_text("not a directory")
+def test_a_child_that_cannot_start_stops_everything_with_its_reason(run: Run, folder: Path) -> None:
+    (folder / "blocked").write_text("not a directory")
     proxy = run(store="blocked", ready=False)
     assert proxy.wait() == 1
-    assert str(tmp_path / "blocked") in proxy.lines[-1]
+    assert str(folder / "blocked") in proxy.lines[-1]
     assert "Traceback" not in "".join(proxy.lines)
 
 
@@ -417,11 +432,11 @@ def test_hangup_is_answered_and_survived(run: Run) -> None:
     assert proxy.get() == 200
 
 
-def test_logs_are_reopened_after_rotation(run: Run, tmp_path: Path) -> None:
-    log = tmp_path / "access.log"
+def test_logs_are_reopened_after_rotation(run: Run, folder: Path) -> None:
+    log = folder / "access.log"
     proxy = run(log=f'access = "{log}"')
     assert proxy.get() == 200
-    log.rename(tmp_path / "access.log.1")
+    log.rename(folder / "access.log.1")
     proxy.signal(signal.SIGUSR1)
     deadline = time.monotonic() + PATIENCE
     while not (log.exists() and log.stat().st_size):
@@ -449,15 +464,11 @@ def _python_for_everybody() -> str:
 
 @needs_root
 def test_started_as_root_the_children_are_somebody_else(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", tmp_path.name)):
-            folder.chmod(0o755)
-    (tmp_path / "key.pem").chmod(0o644)
-    log = tmp_path / "access.log"
+    log = folder / "access.log"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")]))
-    proxy = run(python=_python_for_everybody(), server='user = "nobody"', log=f'access = "{log}"')
+    proxy = run(python=_python_for_everybody(), key_owner="nobody", server='user = "nobody"', log=f'access = "{log}"')
     nobody = str(pwd.getpwnam("nobody").pw_uid)
     for pid in (*proxy.workers(), proxy.certifier()):
         status = _status(pid)
@@ -466,7 +477,7 @@ def test_started_as_root_the_children_are_somebody_else(
         assert status["NoNewPrivs"] == ["1"]
     assert _status(proxy.pid)["Uid"][0] == "0"
     assert proxy.get() == 200
-    assert (tmp_path / "store").stat().st_uid == log.stat().st_uid == int(nobody)
+    assert (folder / "store").stat().st_uid == log.stat().st_uid == int(nobody)
     assert not [event for event in proxy.events if event["event"] == "privileges.root"]
 
 
