@@ -6,11 +6,12 @@ come; a proxy never waits for the end of a chunk. `body_done` tells when the mes
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import Enum, auto
 from typing import Final
 
 from tlsproxy.wire import grammar
-from tlsproxy.wire.fields import Fields
+from tlsproxy.wire.fields import NO_NAMES, Fields, without
 from tlsproxy.wire.messages import Framing, ProtocolError
 
 _LONGEST_CHUNK_LINE: Final = 1024
@@ -28,10 +29,13 @@ class _ChunkState(Enum):
 class MessageReader:
     """What both directions share: the buffer, and the body of the message whose head was taken last.
 
-    Mutable state: `_buffer` (bytes not yet used), `_framing`/`_left`/`_chunk_state` (where in the body we are).
+    Mutable state: `_buffer` (bytes not yet used), `_framing`/`_left`/`_chunk_state` (where in the body we are),
+    `_hop_names` (set by the direction with each chunked head).
     """
 
-    __slots__ = ("_buffer", "_checked", "_chunk_state", "_framing", "_left", "_overhead", "body_done", "trailers")
+    __slots__ = (
+        "_buffer", "_checked", "_chunk_state", "_framing", "_hop_names", "_left", "_overhead", "body_done", "trailers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -40,6 +44,7 @@ class MessageReader:
         self._left = 0
         self._chunk_state = _ChunkState.SIZE
         self._overhead = 0
+        self._hop_names: Set[bytes] = NO_NAMES  # what `Connection` named in a chunked message's head
         self.body_done = True
         self.trailers: Fields = []
 
@@ -71,10 +76,11 @@ class MessageReader:
         self._framing = framing
         self._left = length
         self.body_done = framing is Framing.NONE or (framing is Framing.LENGTH and length == 0)
+        if self.trailers:
+            self.trailers = []  # those of the message before must not end this one
         if framing is Framing.CHUNKED:
             self._chunk_state = _ChunkState.SIZE
             self._overhead = 0
-            self.trailers = []
 
     def _read_length(self) -> bytes:
         data = self._buffer
@@ -158,26 +164,30 @@ class MessageReader:
             self.body_done = True
             return position + 2
         end = buffer.find(b"\r\n\r\n", position)
-        if (end if end >= 0 else len(buffer)) - position > _TRAILER_LIMIT:
+        # Three bytes more while the end is not seen: they may belong to it, and a split must not change the verdict.
+        if (end if end >= 0 else len(buffer) - 3) - position > _TRAILER_LIMIT:
             raise ProtocolError(431, f"The trailer section is larger than {_TRAILER_LIMIT} bytes.")
         if end < 0:
             grammar.check_partial_head(buffer[position:])
             return -1
         self.trailers = grammar.parse_trailers(buffer[position:end])
+        if self._hop_names:
+            self.trailers = without(self.trailers, self._hop_names)  # RFC 9110 7.6.1: trailer fields too
         self.body_done = True
         return end + 4
 
     def take_head(self, limit: int) -> bytes | None:
-        """The next whole head including its empty line, or None. `_refuse_long` of the direction makes the error."""
+        """The next whole head including its empty line, or None."""
         buffer = self._buffer
-        end = buffer.find(b"\r\n\r\n")
+        # The end may have begun up to three bytes before what is new; a head that drips in is not searched anew.
+        end = buffer.find(b"\r\n\r\n", self._checked - 3 if self._checked > 3 else 0)
         if end < 0:
-            if len(buffer) > limit:
-                raise grammar.head_too_large(buffer, limit)
+            if len(buffer) - 3 > limit:
+                raise self.too_large(buffer, limit)
             self._check_new_bytes(buffer)
             return None
         if end > limit:
-            raise grammar.head_too_large(buffer[:end], limit)
+            raise self.too_large(buffer[:end], limit)
         end += 4
         self._checked = 0
         if end == len(buffer):
@@ -185,6 +195,10 @@ class MessageReader:
             return buffer
         self._buffer = buffer[end:]
         return buffer[:end]
+
+    def too_large(self, head: bytes, limit: int) -> ProtocolError:
+        """The error for a head, maybe unfinished, that is longer than `limit`."""
+        return grammar.head_too_large(head, limit)
 
     def _check_new_bytes(self, buffer: bytes) -> None:
         grammar.check_partial_head(buffer[self._checked :])

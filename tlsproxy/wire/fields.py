@@ -9,6 +9,7 @@ the rule puts it back.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from enum import IntEnum
 from typing import Final, TypeAlias
 
@@ -116,6 +117,7 @@ class Classifier(dict[bytes, Kind]):
         return name in self._known or name.startswith(b"x-forwarded-")
 
 
+NO_NAMES: Final[frozenset[bytes]] = frozenset()
 REQUEST_KIND: Final = Classifier(_REQUEST_KINDS)
 RESPONSE_KIND: Final = Classifier({**_RESPONSE_KINDS})
 
@@ -125,7 +127,7 @@ def connection_names(value: bytes) -> list[bytes]:
     return [name for name in (part.strip(b" \t") for part in value.lower().split(b",")) if name]
 
 
-def without(fields: Fields, names: set[bytes]) -> Fields:
+def without(fields: Fields, names: Set[bytes]) -> Fields:
     """`fields` less those named: the cold path of a message whose `Connection` names fields of its own."""
     return [field for field in fields if field[0].lower() not in names]
 

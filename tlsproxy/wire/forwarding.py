@@ -136,7 +136,7 @@ def _add_trusted(fields: Fields, head: RequestHead, peer: Peer, request_id: byte
     host = _well_formed_host(_last(said, b"x-forwarded-host"), head.authority)
     fields.append((b"X-Forwarded-Host", host))
     port = _last(said, b"x-forwarded-port")
-    fields.append((b"X-Forwarded-Port", port if port.isdigit() else head.port or _DEFAULT_PORT[scheme]))
+    fields.append((b"X-Forwarded-Port", port if port and grammar.is_port(port) else head.port or _DEFAULT_PORT[scheme]))
     outer = _last(said, b"x-forwarded-prefix").rstrip(b"/")
     prefix = outer + prefix if outer[:1] == b"/" else prefix
     if prefix:

@@ -8,6 +8,7 @@ Everything raises ProtocolError with the status of security rule 7; nothing is r
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import Final
 
 from tlsproxy.wire.fields import Fields
@@ -16,10 +17,13 @@ from tlsproxy.wire.messages import ProtocolError
 TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # RFC 9110 5.6.2
 _DIGITS: Final = b"0123456789"
 _HEX: Final = b"0123456789abcdefABCDEF"
-_HEAD_BYTES: Final = b"\t\r\n" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_TEXT_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_HEAD_BYTES: Final = b"\r\n" + _TEXT_BYTES
 # RFC 3986 would forbid more (quotes, braces, backslash), but browsers send those; "#" never belongs on the wire.
 _TARGET_BYTES: Final = bytes(byte for byte in range(0x21, 0x7F) if byte != 0x23)
-_HOST_BYTES: Final = b"-._~!$&'()*+,;=%0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # RFC 3986 3.2.2
+# RFC 3986 3.2.2 allows more in a name; no DNS name has it, and a list or an escape in there is read in two ways.
+_NAME_BYTES: Final = b"-._0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LONGEST_NAME: Final = 254  # with the final dot
 _HOSTS_REMEMBERED: Final = 1024
 _LONGEST_NUMBER: Final = 18  # decimal digits of a Content-Length: below 2**63
 _LONGEST_CHUNK_SIZE: Final = 15  # hexadecimal digits
@@ -52,6 +56,12 @@ def check_head_bytes(head: bytes) -> None:
         raise ProtocolError(400, "A header field is folded over several lines.")
 
 
+def check_text(text: bytes) -> None:
+    """Refuse controls in what may be free text: a reason phrase (RFC 9112 4)."""
+    if text.translate(None, _TEXT_BYTES):
+        raise ProtocolError(400, "The message head contains a control character.")
+
+
 def check_partial_head(piece: bytes) -> None:
     """The same for the newest piece of an unfinished head, so that garbage is refused before its deadline."""
     if piece.translate(None, _HEAD_BYTES):
@@ -68,7 +78,7 @@ def parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
         raise ProtocolError(400, "The request line is not of the form METHOD TARGET HTTP/1.1.")
     method, target, version = parts
     if method not in METHODS:
-        raise _wrong_method(method)
+        raise _wrong_method(method, version)
     if version == b"HTTP/1.1":
         return method, target, 11
     if version == b"HTTP/1.0":
@@ -76,9 +86,11 @@ def parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     raise _wrong_version(version)
 
 
-def _wrong_method(method: bytes) -> ProtocolError:
+def _wrong_method(method: bytes, version: bytes) -> ProtocolError:
     if not method or method.translate(None, TOKEN):
         return ProtocolError(400, "The request method is not a token.")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        return _wrong_version(version)  # PRI * HTTP/2.0, above all
     if method == b"CONNECT":
         return ProtocolError(405, "This server is a reverse proxy and does not open tunnels for CONNECT.")
     return ProtocolError(501, "The request method is not implemented.")
@@ -131,21 +143,37 @@ HOSTS: Final = _Hosts()
 def _parse_host(value: bytes) -> tuple[str, bytes]:
     """`name[:port]` or `[v6][:port]`; the name in lower case without a final dot (RFC 9110 7.2, RFC 3986 3.2.2)."""
     if value[:1] == b"[":
-        literal, bracket, rest = value[1:].partition(b"]")
-        good = bracket and literal and not literal.translate(None, _HEX + b":.") and (not rest or rest[:1] == b":")
-        name, port = b"[" + literal + b"]", rest[1:]
-        has_port = bool(rest)
+        literal, bracket, port = value.partition(b"]")
+        name = literal + bracket
+        good = _is_ipv6(literal[1:]) and bool(bracket)
     else:
         name, colon, port = value.partition(b":")
-        good = bool(name) and len(name) <= 255 and not name.translate(None, _HOST_BYTES)
-        has_port = bool(colon)
-    if not good or (has_port and not _is_port(port)):
+        port = colon + port
+        good = _is_name(name)
+    if not good or (port and not (port[:1] == b":" and is_port(port[1:]))):
         raise ProtocolError(400, "The Host field is not a host name with an optional port.")
-    return name.lower().removesuffix(b".").decode("ascii"), port
+    return name.lower().removesuffix(b".").decode("ascii"), port[1:]
 
 
-def _is_port(port: bytes) -> bool:
-    # RFC 3986 3.2.3 allows an empty port ("a.test:").
+def _is_name(name: bytes) -> bool:
+    """Labels of letters, digits, "-" and "_", none of them empty; a final dot may follow."""
+    if not name or len(name) > _LONGEST_NAME or name.translate(None, _NAME_BYTES):
+        return False
+    return all(name.removesuffix(b".").split(b"."))
+
+
+def _is_ipv6(literal: bytes) -> bool:
+    if literal.translate(None, _HEX + b":."):
+        return False
+    try:
+        IPv6Address(literal.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def is_port(port: bytes) -> bool:
+    """True for a port number, and for nothing at all: RFC 3986 3.2.3 allows "a.test:"."""
     return len(port) <= 5 and not port.translate(None, _DIGITS) and int(port or b"0") <= 65535
 
 

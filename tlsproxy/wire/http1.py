@@ -1,26 +1,38 @@
-"""The HTTP/1.1 codec of the data path: bytes in, heads and body pieces out, and back. Pure; llhttp parses the fields.
+"""The HTTP/1.1 codec of the data path: bytes in, heads and body pieces out, and back. Pure; llhttp parses fields.
 
-Strategy: a reader collects bytes until a head is whole, checks it as a whole (`grammar`), lets llhttp take it apart,
-and decides the framing itself from the parsed fields. llhttp never sees a body: bodies are counted or de-chunked
-here, so that no parser state outlives a message and an answer to HEAD needs no trick. Each head has its own parser.
+Strategy: a reader collects bytes until a head is whole, splits it into lines, has each judged (`lines`: llhttp sees
+every line that is new) and decides the framing itself from all fields together. llhttp never sees a body: bodies are counted
+or de-chunked in `bodies`, so that no parser state outlives a line and an answer to HEAD needs no trick.
 
 Rules kept: one framing or an error (RFC 9112 6.3); after a ProtocolError the reader must not be used again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Final
-
-import httptools
 
 from tlsproxy.wire import grammar
 from tlsproxy.wire.bodies import MessageReader
-from tlsproxy.wire.fields import REQUEST_KIND, RESPONSE_KIND, Fields, Kind, connection_names, without
+from tlsproxy.wire.fields import NO_NAMES, REQUEST_KIND, RESPONSE_KIND, Field, Fields, Kind, connection_names, without
+from tlsproxy.wire.lines import FieldLines
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 _ANSWER_HEADER_SIZE: Final = 64 * 1024  # bytes; frameworks set large cookies and policies, nobody needs more
 _ANSWER_HEADER_COUNT: Final = 256
+_AROUND_TARGET: Final = 64  # more than the longest method and the version take
+_STATUS_LINES_REMEMBERED: Final = 256
+# A global costs a third of looking a member up on its Enum, and the loops over fields compare often.
 _PLAIN: Final = Kind.PLAIN
+_NOTED: Final = Kind.NOTED
+_HOST: Final = Kind.HOST
+_CONTENT_LENGTH: Final = Kind.CONTENT_LENGTH
+_TRANSFER_ENCODING: Final = Kind.TRANSFER_ENCODING
+_NO_BODY: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
+# Members of `Connection` with a meaning of their own; the others name fields that end here.
+_ANSWER_OPTIONS: Final = frozenset((b"close", b"keep-alive", b"upgrade"))
+_REQUEST_OPTIONS: Final = _ANSWER_OPTIONS | {b"te"}
 
 
 class RequestReader(MessageReader):
@@ -29,120 +41,126 @@ class RequestReader(MessageReader):
     `header_size` in bytes, `header_count` in fields, `target_size` in bytes. Raises ProtocolError.
     """
 
-    __slots__ = ("_fields", "_header_count", "_header_size", "_special", "_target_size", "on_header")
+    __slots__ = ("_header_count", "_header_size", "_skipped", "_target_size")
 
     def __init__(self, *, header_size: int, header_count: int, target_size: int) -> None:
         super().__init__()
         self._header_size = header_size
         self._header_count = header_count
         self._target_size = target_size
+        self._skipped = False  # an empty line before the request line
 
     def next_head(self) -> RequestHead | None:
         """The head of the next request, or None while it is not whole. The previous body must be done."""
         raw = self._take_head_or_refuse()
         if raw is None:
             return None
-        grammar.check_head_bytes(raw)
-        lines = raw.count(b"\r\n") - 2
-        if lines > self._header_count:
-            raise grammar.too_many_fields(lines, self._header_count)
-        method, target, version = grammar.parse_request_line(raw[: raw.find(b"\r\n")])
+        lines = raw.split(b"\r\n")  # the request line, the fields, and two empty ones
+        if len(lines) - 3 > self._header_count:
+            raise grammar.too_many_fields(len(lines) - 3, self._header_count)
+        method, target, version = grammar.parse_request_line(lines[0])
         if len(target) > self._target_size:
             raise grammar.target_too_long(self._target_size)
         origin, authority = grammar.parse_target(method, target)
         head = RequestHead(method, origin, version)
-        special = self._parse_fields(head, raw)
-        self._judge(head, special, authority)
+        self._hop_names = _judge(head, lines, authority)
         self.begin_body(head.framing, head.length)
         return head
 
     def _take_head_or_refuse(self) -> bytes | None:
-        # RFC 9112 2.2: one empty line before a request line is ignored.
         if self._buffer[:2] == b"\r\n":
-            self._buffer = self._buffer[2:]
-            self._checked = 0
+            self._skip_empty_line()
         raw = self.take_head(self._header_size)
         if raw is None:
             self._check_unfinished()
-        elif raw[:2] == b"\r\n":
-            raise ProtocolError(400, "The request begins with empty lines.")
+        else:
+            self._skipped = False
         return raw
+
+    def _skip_empty_line(self) -> None:
+        """RFC 9112 2.2: one empty line before a request line is ignored."""
+        if self._skipped or self._buffer[2:4] == b"\r\n":
+            raise ProtocolError(400, "The request begins with empty lines.")
+        self._skipped = True
+        self._buffer = self._buffer[2:]
+        self._checked = 0
+
+    def too_large(self, head: bytes, limit: int) -> ProtocolError:
+        """414 if it is the request line that is too long, else 431."""
+        if len(head.partition(b"\r\n")[0]) > self._target_size + _AROUND_TARGET:
+            return grammar.target_too_long(self._target_size)
+        return super().too_large(head, limit)
 
     def _check_unfinished(self) -> None:
         """Refuse a bad or endless request line as soon as it can be told."""
         end = self._buffer.find(b"\r\n")
         if end > 0:
             grammar.parse_request_line(self._buffer[:end])
-        elif len(self._buffer) > self._target_size + 64:
+        elif len(self._buffer) > self._target_size + _AROUND_TARGET:
             raise grammar.target_too_long(self._target_size)
 
-    def _parse_fields(self, head: RequestHead, raw: bytes) -> list[tuple[Kind, bytes, bytes]]:
-        fields: Fields = []
-        special: list[tuple[Kind, bytes, bytes]] = []
 
-        def on_header(name: bytes, value: bytes) -> None:
-            kind = REQUEST_KIND[name]
-            if kind is _PLAIN:
-                fields.append((name, value))
+def _judge(head: RequestHead, lines: list[bytes], authority: bytes | None) -> Set[bytes]:
+    """Take the field lines into `head` and decide all that hangs on special ones. Returns the names hop-by-hop here.
+
+    What is left in `head.special` is for `forwarding`.
+    """
+    table = REQUEST_LINES
+    fields = head.fields
+    special: list[tuple[Kind, Field]] = []
+    hosts = 0
+    for index in range(1, len(lines) - 2):
+        kind, field = table[lines[index]]
+        if kind is _PLAIN:
+            fields.append(field)
+        elif kind is _NOTED:
+            fields.append(field)
+            if len(field[0]) == 7:
+                head.referer = field[1]
             else:
-                special.append((kind, name, value))
-
-        self.on_header = on_header
-        try:
-            httptools.HttpRequestParser(self).feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            pass  # llhttp stops behind a head that asks for an upgrade; the head is whole
-        except httptools.HttpParserError as error:
-            _check_request_framing(special, head.version)  # a more precise answer, if the framing was what it disliked
-            raise ProtocolError(400, "The request header is malformed.", f"llhttp: {error}") from None
-        if b" \r\n" in raw or b"\t\r\n" in raw:
-            fields = [(name, value.strip(b" \t")) for name, value in fields]
-        head.fields = fields
-        return special
-
-    def _judge(self, head: RequestHead, special: list[tuple[Kind, bytes, bytes]], authority: bytes | None) -> None:
-        """Decide everything that hangs on a special field. What is left in `head.special` is for `forwarding`."""
-        upgrades = b""
-        names: list[bytes] = []
-        hosts = 0
-        framed = False
-        for kind, name, raw_value in special:
-            value = raw_value.strip(b" \t")
-            if kind is Kind.HOST:
-                hosts += 1
-                head.authority = value
-                head.host, head.port = grammar.HOSTS[value]
-            elif kind is Kind.NOTED:
-                head.fields.append((name, value))
-                if len(name) == 7:
-                    head.referer = value
-                else:
-                    head.user_agent = value
-            elif kind is Kind.CONNECTION:
-                names += connection_names(value)
-            elif kind is Kind.CONTENT_LENGTH or kind is Kind.TRANSFER_ENCODING:
-                framed = True
-            elif kind is Kind.UPGRADE:
-                upgrades += value.lower() + b","
-            elif kind is Kind.FORWARDING:
-                head.special.append((kind, name, value))
-            elif kind is Kind.TE:
-                head.trailers_accepted = b"trailers" in connection_names(value)
-            elif kind is Kind.TRAILER:
-                head.special.append((kind, name, value))
-            elif kind is Kind.EXPECT:
-                _judge_expectation(head, value)
-        if framed:
-            head.framing, head.length = _check_request_framing(special, head.version)
-        _judge_host(head, hosts, authority)
-        if names:
-            _judge_connection(head, names, upgrades)
+                head.user_agent = field[1]
+        elif kind is _HOST:
+            hosts += 1
+            head.authority = field[1]
+        else:
+            special.append((kind, field))
+    if hosts > 1 or (hosts == 0 and head.version == 11):
+        raise ProtocolError(400, "A request needs exactly one Host field.")
+    if authority is not None:  # RFC 9112 3.2.2: the target's authority replaces what Host says
+        if hosts:
+            grammar.HOSTS[head.authority]
+        head.authority = authority
+    if hosts or authority is not None:
+        head.host, head.port = grammar.HOSTS[head.authority]
+    return _judge_special(head, special) if special else NO_NAMES
 
 
-def _check_request_framing(special: list[tuple[Kind, bytes, bytes]], version: int) -> tuple[Framing, int]:
+def _judge_special(head: RequestHead, special: list[tuple[Kind, Field]]) -> Set[bytes]:
+    upgrades = b""
+    names: list[bytes] = []
+    expects = False
+    for kind, field in special:
+        value = field[1]
+        if kind is Kind.CONNECTION:
+            names += connection_names(value)
+        elif kind is Kind.UPGRADE:
+            upgrades += value.lower() + b","
+        elif kind is Kind.FORWARDING or kind is Kind.TRAILER:
+            head.special.append((kind, field[0], value))
+        elif kind is Kind.TE:
+            head.trailers_accepted = head.trailers_accepted or b"trailers" in connection_names(value)
+        elif kind is Kind.EXPECT:
+            expects = _is_continue(value)
+    head.framing, head.length = _check_request_framing(special, head.version)
+    if expects:  # RFC 9110 10.1.1: ignored in HTTP/1.0, and where there is nothing to wait for
+        head.expect_continue = head.version == 11 and (head.framing is Framing.CHUNKED or head.length > 0)
+    return _judge_connection(head, names, upgrades) if names else NO_NAMES
+
+
+def _check_request_framing(special: list[tuple[Kind, Field]], version: int) -> tuple[Framing, int]:
     """The one framing of a request (RFC 9112 6.3); anything that two parsers could read in two ways is refused."""
-    lengths = [value.strip(b" \t") for kind, _, value in special if kind is Kind.CONTENT_LENGTH]
-    codings = [value.strip(b" \t") for kind, _, value in special if kind is Kind.TRANSFER_ENCODING]
+    lengths = [field[1] for kind, field in special if kind is _CONTENT_LENGTH]
+    codings = [field[1] for kind, field in special if kind is _TRANSFER_ENCODING]
     if len(lengths) > 1:
         raise ProtocolError(400, "The request has more than one Content-Length.")
     if codings:
@@ -157,29 +175,22 @@ def _check_request_framing(special: list[tuple[Kind, bytes, bytes]], version: in
     return Framing.NONE, 0
 
 
-def _judge_expectation(head: RequestHead, value: bytes) -> None:
+def _is_continue(value: bytes) -> bool:
     if value.lower() != b"100-continue":
         raise ProtocolError(417, "The only expectation known here is 100-continue.")
-    head.expect_continue = head.version == 11  # RFC 9110 10.1.1: ignored in HTTP/1.0
+    return True
 
 
-def _judge_host(head: RequestHead, hosts: int, authority: bytes | None) -> None:
-    if hosts > 1 or (hosts == 0 and head.version == 11):
-        raise ProtocolError(400, "A request needs exactly one Host field.")
-    if authority is not None:  # RFC 9112 3.2.2: the target's authority replaces what Host says
-        head.authority = authority
-        head.host, head.port = grammar.HOSTS[authority]
-
-
-def _judge_connection(head: RequestHead, names: list[bytes], upgrades: bytes) -> None:
+def _judge_connection(head: RequestHead, names: list[bytes], upgrades: bytes) -> Set[bytes]:
     if b"close" in names:
         head.keep_alive = False
     elif b"keep-alive" in names and head.version == 10:
         head.keep_alive = True
     head.upgrade = _is_websocket(head, names, upgrades)
-    own = set(names) - {b"close", b"keep-alive", b"upgrade", b"te"}
+    own = set(names) - _REQUEST_OPTIONS
     if own:
         head.fields = without(head.fields, own)
+    return own
 
 
 def _is_websocket(head: RequestHead, names: list[bytes], upgrades: bytes) -> bool:
@@ -198,7 +209,7 @@ class ResponseReader(MessageReader):
     `expect` must be told for each request before its answer is read: the framing depends on the method.
     """
 
-    __slots__ = ("_bodiless", "on_header")
+    __slots__ = ("_bodiless",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,15 +225,15 @@ class ResponseReader(MessageReader):
         if raw is None:
             end = self._buffer.find(b"\r\n")
             if end >= 0:
-                _parse_status_line(self._buffer[:end])
+                parse_status_line(self._buffer[:end])
             return None
-        grammar.check_head_bytes(raw)
-        if raw.count(b"\r\n") - 2 > _ANSWER_HEADER_COUNT:
+        lines = raw.split(b"\r\n")
+        if len(lines) - 3 > _ANSWER_HEADER_COUNT:
             raise ProtocolError(502, f"The answer has more than {_ANSWER_HEADER_COUNT} header fields.")
-        head, version = _parse_status_line(raw[: raw.find(b"\r\n")])
-        special = self._parse_fields(head, raw)
-        _judge_answer(head, special, version)
-        self._frame(head, special, version)
+        status, reason, version = STATUS_LINES[lines[0]]
+        head = ResponseHead(status, reason)
+        self._hop_names = self._judge(head, lines, version)
+        self.begin_body(head.framing, head.length if head.length > 0 else 0)
         return head
 
     def receive_eof(self) -> None:
@@ -232,78 +243,104 @@ class ResponseReader(MessageReader):
         elif not self.body_done:
             raise ProtocolError(502, "The backend closed the connection in the middle of its answer.")
 
-    def _parse_fields(self, head: ResponseHead, raw: bytes) -> list[tuple[Kind, bytes, bytes]]:
-        fields: Fields = []
-        special: list[tuple[Kind, bytes, bytes]] = []
-
-        def on_header(name: bytes, value: bytes) -> None:
-            kind = RESPONSE_KIND[name]
+    def _judge(self, head: ResponseHead, lines: list[bytes], version: int) -> Set[bytes]:
+        """Take the field lines into `head` and decide the framing. Returns the names that are hop-by-hop here."""
+        table = RESPONSE_LINES
+        fields = head.fields
+        special: list[tuple[Kind, Field]] = []
+        for index in range(1, len(lines) - 2):
+            kind, field = table[lines[index]]
             if kind is _PLAIN:
-                fields.append((name, value))
+                fields.append(field)
+            elif kind is _CONTENT_LENGTH:
+                if head.length >= 0:
+                    raise ProtocolError(502, "The answer's framing is ambiguous.")
+                head.length = grammar.parse_content_length(field[1])
+            elif kind is _NOTED:
+                fields.append(field)
+                if len(field[0]) == 6:
+                    head.server = field[1]
             else:
-                special.append((kind, name, value))
+                special.append((kind, field))
+        head.keep_alive = version == 11
+        names, codings = _judge_special_answer(head, special, version) if special else (NO_NAMES, False)
+        self._frame(head, codings=codings)
+        return names
 
-        self.on_header = on_header
-        try:
-            httptools.HttpResponseParser(self).feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError as error:
-            raise ProtocolError(502, "The answer's header is malformed.", f"llhttp: {error}") from None
-        if b" \r\n" in raw or b"\t\r\n" in raw:
-            fields = [(name, value.strip(b" \t")) for name, value in fields]
-        head.fields = fields
-        return special
-
-    def _frame(self, head: ResponseHead, special: list[tuple[Kind, bytes, bytes]], version: int) -> None:
-        lengths = [value.strip(b" \t") for kind, _, value in special if kind is Kind.CONTENT_LENGTH]
-        codings = [value.strip(b" \t") for kind, _, value in special if kind is Kind.TRANSFER_ENCODING]
-        if len(lengths) > 1 or (lengths and codings) or (codings and version == 10):
-            raise ProtocolError(502, "The answer's framing is ambiguous.")
-        if lengths:
-            head.length = grammar.parse_content_length(lengths[0])
-        if codings:
-            grammar.check_transfer_encoding(codings)
-        if self._bodiless or head.status < 200 or head.status in (204, 304):
-            head.framing = Framing.NONE  # RFC 9112 6.3 items 1 and 2
+    def _frame(self, head: ResponseHead, *, codings: bool) -> None:
+        if self._bodiless:
+            head.framing = _NO_BODY  # RFC 9112 6.3 item 1
+        elif head.status < 200 or head.status in (204, 304):
+            head.framing = _NO_BODY
+            if codings or head.length > 0:
+                _judge_promised_body(head)
         elif codings:
             head.framing = Framing.CHUNKED
-        elif lengths:
-            head.framing = Framing.LENGTH
+        elif head.length >= 0:
+            head.framing = _BY_LENGTH
         else:
             head.framing = Framing.UNTIL_CLOSE
             head.keep_alive = False
-        self.begin_body(head.framing, max(head.length, 0))
 
 
-def _parse_status_line(line: bytes) -> tuple[ResponseHead, int]:
-    """RFC 9112 4. HTTP/1.0 and 1.1 only; a status of three digits from 100 to 599."""
+def _judge_promised_body(head: ResponseHead) -> None:
+    """A 1xx, 204 or 304 never has a body (RFC 9112 6.3 item 1); a backend that frames one may send it all the same."""
+    if head.status < 200 and head.status != 101:
+        raise ProtocolError(502, "An interim answer announces a body.")
+    head.keep_alive = False  # what comes behind it must not become the next answer
+
+
+def _judge_special_answer(
+    head: ResponseHead, special: list[tuple[Kind, Field]], version: int
+) -> tuple[Set[bytes], bool]:
+    """What hangs on the rarer fields of an answer: the names `Connection` takes out, and whether it is chunked."""
+    names: list[bytes] = []
+    codings: list[bytes] = []
+    for kind, (_, value) in special:
+        if kind is Kind.CONNECTION:
+            names += connection_names(value)
+        elif kind is Kind.TRANSFER_ENCODING:
+            codings.append(value)
+        elif kind is Kind.UPGRADE:
+            head.upgrade = head.upgrade + b", " + value.lower() if head.upgrade else value.lower()
+        elif kind is Kind.TRAILER:
+            head.trailer = value
+    if codings:
+        if head.length >= 0 or version == 10:
+            raise ProtocolError(502, "The answer's framing is ambiguous.")
+        grammar.check_transfer_encoding(codings)
+    head.keep_alive = b"keep-alive" in names if version == 10 else b"close" not in names
+    own = set(names) - _ANSWER_OPTIONS
+    if own:
+        head.fields = without(head.fields, own)
+    return own, bool(codings)
+
+
+def parse_status_line(line: bytes) -> tuple[int, bytes, int]:
+    """Status, reason and version (10 or 11) of RFC 9112 4. A status has three digits and is from 100 to 599."""
     version, _, rest = line.partition(b" ")
     status, _, reason = rest.partition(b" ")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise ProtocolError(502, "The backend does not speak HTTP/1.1 or HTTP/1.0.")
     if len(status) != 3 or not status.isdigit() or not 100 <= int(status) <= 599:
         raise ProtocolError(502, "The answer's status is not a number from 100 to 599.")
-    return ResponseHead(int(status), reason), 10 if version == b"HTTP/1.0" else 11
+    grammar.check_text(reason)
+    return int(status), reason, 10 if version == b"HTTP/1.0" else 11
 
 
-def _judge_answer(head: ResponseHead, special: list[tuple[Kind, bytes, bytes]], version: int) -> None:
-    names: list[bytes] = []
-    for kind, name, raw_value in special:
-        if kind is Kind.NOTED:
-            head.fields.append((name, raw_value.strip(b" \t")))
-            if len(name) == 6:
-                head.server = raw_value
-        elif kind is Kind.CONNECTION:
-            names += connection_names(raw_value)
-        elif kind is Kind.UPGRADE:
-            head.upgrade = raw_value.strip(b" \t").lower()
-        elif kind is Kind.TRAILER:
-            head.trailer = raw_value.strip(b" \t")
-    head.keep_alive = b"keep-alive" in names if version == 10 else b"close" not in names
-    own = set(names) - {b"close", b"keep-alive", b"upgrade"}
-    if own:
-        head.fields = without(head.fields, own)
+class _StatusLines(dict[bytes, tuple[int, bytes, int]]):
+    """Status lines and what they say; backends use a handful. Bounded, because a backend may go mad."""
+
+    def __missing__(self, line: bytes) -> tuple[int, bytes, int]:
+        parsed = parse_status_line(line)
+        if len(self) < _STATUS_LINES_REMEMBERED:
+            self[line] = parsed
+        return parsed
+
+
+REQUEST_LINES: Final = FieldLines(REQUEST_KIND)
+RESPONSE_LINES: Final = FieldLines(RESPONSE_KIND)
+STATUS_LINES: Final = _StatusLines()
 
 
 def request_head_bytes(method: bytes, target: bytes, fields: Fields) -> bytes:
