@@ -199,7 +199,7 @@ class Proxy:
 def running_proxy(
     folder: Path, trust: ssl.SSLContext, sites: str, *, head: str = "", workers: int = 1, http: str = ""
 ) -> Iterator[Proxy]:
-    """Run a proxy with these sites; `head` is more TOML, for before them. An exception inside a worker fails the test."""
+    """Run a proxy with these sites; `head` is TOML for before them. An exception inside a worker fails the test."""
     config = folder / "tlsproxy.toml"
     config.write_text(f"""
         listen = {{ https = ["127.0.0.1:0"], http = [{f'"{http}"' if http else ""}] }}

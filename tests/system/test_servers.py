@@ -14,7 +14,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,7 +213,7 @@ def test_every_piece_arrives_before_the_next_is_sent(
             waited.append(time.perf_counter() - began)
         other.post(f"/go/{run}")
         assert list(pieces) == []
-    record_property("slowest piece, ms", round(max(waited) * 1000, 1))
+    print(f"{kind.id}: median {sorted(waited)[len(waited) // 2] * 1000:.1f} ms, slowest {max(waited) * 1000:.1f} ms")
     # The word travels to the application and the piece back: two passes through the proxy on a shared machine.
     assert sorted(waited)[len(waited) // 2] < 0.25
 
