@@ -1,7 +1,7 @@
 """The access log: one line per exchange, formatted on the request path, written off it.
 
-Strategy: a line is one `%` over strings that are mostly known already (what is fixed for a connection is formatted
-once); `json.dumps` of a dictionary costs four times as much. Lines gather in a list; the worker's tick, or 32 KiB, hands
+Strategy: a line is one f-string over strings that are mostly known already (what is fixed for a connection is formatted
+once); `json.dumps` of a dictionary costs four times as much. Lines gather in a list; the worker's tick, or 256 KiB, hands
 them to a writer thread, so that a slow disk or a full pipe never holds a request. If the thread falls 8 MiB behind,
 lines are dropped and counted.
 
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.exchange import Exchange
@@ -27,17 +28,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BATCH: Final = 32 * 1024  # characters
-_BACKLOG: Final = 256  # batches: 8 MiB
+_BATCH: Final = 256 * 1024  # characters; each batch wakes the writer thread, which then competes for the GIL
+_BACKLOG: Final = 32  # batches: 8 MiB
 _PIPE_ATOM: Final = 4096  # POSIX PIPE_BUF: several workers share one pipe, and longer writes could interleave
-_LONGEST_PATH: Final = 1500
 _LONGEST_TEXT: Final = 512
 
-_LINE: Final = (
-    '{"ts":"%s%03dZ","client":%s,"method":%s,"host":%s,"path":%s,%s"http":"%s","status":%d,"bytes_in":%d,"bytes_out":%d,'
-    '"duration_ms":%.3f,"backend":%s,"backend_ms":%s,"reused":%s,"retries":%d,%s"request_id":"%s","user_agent":%s,'
-    '"referer":%s,%s"site":%s,"route":%s}\n'
-)
+_QUOTED_REMEMBERED: Final = 2048
+
+
+class _Quoted(dict[bytes, str]):
+    """Bytes -> JSON string, cut to `_LONGEST_TEXT`. Methods and user agents repeat; bounded, and emptied when full."""
+
+    def __missing__(self, value: bytes) -> str:
+        quoted = _quote(value[:_LONGEST_TEXT].decode("latin-1"))
+        if len(value) <= _LONGEST_TEXT:
+            if len(self) >= _QUOTED_REMEMBERED:
+                self.clear()
+            self[value] = quoted
+        return quoted
 
 
 class AccessLog:
@@ -46,13 +54,14 @@ class AccessLog:
     def __init__(self, sink: LogWriter | NoLog, *, redact_query: Iterable[str] = (), console: bool = False) -> None:
         self._sink = sink
         self._redacted = frozenset(name.lower().encode() for name in redact_query)
+        # A query without any of these has nothing to redact; "token" stands for "access_token", "%" may hide a name.
+        self._marks = [b"%", *(n for n in self._redacted if not any(o != n and o in n for o in self._redacted))]
         self._format: Callable[[Exchange], str] = self._console_line if console else self._json_line
         self._lines: list[str] = []
         self._size = 0
         self._second = 0
         self._stamp = ""
-        self._connection: ConnectionInfo | None = None
-        self._connection_part = ""
+        self._quoted = _Quoted()
 
     def record(self, exchange: Exchange) -> None:
         """Append the line of an exchange that has ended."""
@@ -71,39 +80,42 @@ class AccessLog:
 
     def _json_line(self, exchange: Exchange) -> str:
         head, info, backend, forward = exchange.head, exchange.info, exchange.backend, exchange.forward
-        path, _, query = head.target.partition(b"?")
-        seconds = int(exchange.started_at)
-        return _LINE % (
-            self._stamp if seconds == self._second else self._new_stamp(seconds),
-            (exchange.started_at - seconds) * 1000,
-            _quote(exchange.client),
-            _text(head.method),
-            _quote(head.host),
-            _text(path[:_LONGEST_PATH]),
-            f'"query":{_text(self.redact(query)[:_LONGEST_PATH])},' if query else "",
-            "1.1" if head.version == 11 else "1.0",
-            exchange.status,
-            exchange.bytes_in,
-            exchange.bytes_out,
-            (time.monotonic() - exchange.started) * 1000,
-            _quote(backend.url) if backend is not None else "null",
-            f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null",
-            "true" if exchange.reused else "false",
-            exchange.retries,
-            self._connection_part if info is self._connection else self._describe(info),
-            exchange.request_id.decode(),
-            _text(head.user_agent[:_LONGEST_TEXT]) if head.user_agent else "null",
-            _text(head.referer[:_LONGEST_TEXT]) if head.referer else "null",
-            f'"error":{_quote(exchange.error)},' if exchange.error else "",
-            _quote(exchange.site.name) if exchange.site is not None else "null",
-            _quote(forward.route.label) if forward is not None else "null",
+        started = exchange.started_at
+        second = int(started)
+        stamp = self._stamp if second == self._second else self._new_stamp(second)
+        quoted = self._quoted
+        path, mark, query = head.target.partition(b"?")
+        agent, referer = head.user_agent, head.referer
+        return (
+            f'{{"ts":"{stamp}{int((started - second) * 1000):03d}Z","client":"{exchange.client}",'
+            f'"method":{quoted[head.method]},"host":{_quote(head.host)},"path":{_quote(path.decode("latin-1"))},'
+            f"{self._query_part(query) if mark else ''}"
+            f'"http":"{"1.1" if head.version == 11 else "1.0"}","status":{exchange.status},'
+            f'"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},'
+            f'"duration_ms":{(exchange.ended - exchange.started) * 1000:.3f},'
+            f'"backend":{backend.quoted if backend is not None else "null"},'
+            f'"backend_ms":{f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null"},'
+            f'"reused":{"true" if exchange.reused else "false"},"retries":{exchange.retries},'
+            f"{info.log_part or _describe(info)}"
+            f'"request_id":"{exchange.request_id.decode()}","user_agent":{quoted[agent] if agent else "null"},'
+            f'"referer":{self._referer(referer) if referer else "null"},'
+            f"{_error_part(exchange.error) if exchange.error else ''}"
+            f"{forward.quoted if forward is not None else _site_part(exchange)}}}\n"
         )
+
+    def _query_part(self, query: bytes) -> str:
+        return f'"query":{_quote(self.redact(query).decode("latin-1"))},'
+
+    def _referer(self, referer: bytes) -> str:
+        """A page's address may carry secrets in its query as well."""
+        page, mark, query = referer.partition(b"?")
+        return self._quoted[page + mark + self.redact(query) if mark else referer]
 
     def _console_line(self, exchange: Exchange) -> str:
         head = exchange.head
         clock = time.strftime("%H:%M:%S", time.localtime(exchange.started_at))
         color = "32" if exchange.status < 400 else "33" if exchange.status < 500 else "31"
-        took = (time.monotonic() - exchange.started) * 1000
+        took = (exchange.ended - exchange.started) * 1000
         where = f"{head.host}{head.path.decode('latin-1')}"
         backend = exchange.backend.url if exchange.backend is not None else "-"
         error = f"  {exchange.error}" if exchange.error else ""
@@ -115,32 +127,40 @@ class AccessLog:
         self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         return self._stamp
 
-    def _describe(self, info: ConnectionInfo) -> str:
-        """The part of a line that is the same for all requests of a connection; the last one is kept."""
-        self._connection = info
-        if not info.tls:
-            self._connection_part = '"tls":null,"cipher":null,"sni":null,"alpn":null,"resumed":false,'
-        else:
-            self._connection_part = (
-                f'"tls":{_quote(info.tls)},"cipher":{_quote(info.cipher)},"sni":{_quote(info.sni)},'
-                f'"alpn":{_quote(info.alpn)},"resumed":{"true" if info.resumed else "false"},'
-            )
-        return self._connection_part
-
     def redact(self, query: bytes) -> bytes:
         """`query` with the values of parameters that carry secrets replaced."""
-        if not self._redacted or b"=" not in query:
-            return query
+        lower = query.lower()
+        for word in self._marks:
+            if word in lower:
+                return self._redact(query)
+        return query
+
+    def _redact(self, query: bytes) -> bytes:
         parts = [part.partition(b"=") for part in query.split(b"&")]
-        if not any(name.lower() in self._redacted for name, _, _ in parts):
-            return query
         return b"&".join(
-            name + equals + (b"REDACTED" if name.lower() in self._redacted else value) for name, equals, value in parts
+            name + equals + (b"REDACTED" if unquote_to_bytes(name).lower() in self._redacted else value)
+            for name, equals, value in parts
         )
 
 
-def _text(value: bytes) -> str:
-    return _quote(value.decode("latin-1"))
+def _describe(info: ConnectionInfo) -> str:
+    """The part of a line that is the same for all requests of a connection; made once."""
+    if not info.tls:
+        info.log_part = '"tls":null,"cipher":null,"sni":null,"alpn":null,"resumed":false,'
+    else:
+        info.log_part = (
+            f'"tls":{_quote(info.tls)},"cipher":{_quote(info.cipher)},"sni":{_quote(info.sni)},'
+            f'"alpn":{_quote(info.alpn)},"resumed":{"true" if info.resumed else "false"},'
+        )
+    return info.log_part
+
+
+def _error_part(error: str) -> str:
+    return f'"error":{_quote(error)},'
+
+
+def _site_part(exchange: Exchange) -> str:
+    return f'"site":{_quote(exchange.site.name) if exchange.site is not None else "null"},"route":null'
 
 
 def _printable(text: str) -> str:

@@ -45,6 +45,11 @@ class Wait(Enum):
     NOTHING = 3
 
 
+# A global costs a third of looking a member up on its Enum.
+_HEAD, _BODY, _NEXT_REQUEST, _NOTHING = Wait
+_NO_BODY: Final = Framing.NONE
+
+
 class Http1Driver:
     """See the module's text. A `stream.Driver` to the connection and an `exchange.ClientSide` to the exchange."""
 
@@ -82,7 +87,7 @@ class Http1Driver:
         self._last = False
         self._serving = False
         self._paused = False
-        self._waiting_for = Wait.HEAD
+        self._waiting_for = _HEAD
         self._waiting_since = time.monotonic()
 
     @property
@@ -140,25 +145,25 @@ class Http1Driver:
         if self._exchange is not None:
             self._exchange.check_deadline(now)
         waited = now - self._waiting_since
-        if self._waiting_for is Wait.NEXT_REQUEST:
+        if self._waiting_for is _NEXT_REQUEST:
             if waited > (_QUIET_BEFORE_CLOSE if self._services.draining else self._services.keep_alive):
                 self.stream.close()
-        elif self._waiting_for is Wait.HEAD:
+        elif self._waiting_for is _HEAD:
             if waited > self._services.header_timeout:
                 self._header_timed_out()
-        elif self._waiting_for is Wait.BODY and not self._paused and waited > self._services.body_idle:
+        elif self._waiting_for is _BODY and not self._paused and waited > self._services.body_idle:
             self._body_timed_out()
 
     def drain(self) -> None:
         """Finish what is in flight; an idle connection may send one more request within a second, then it is closed."""
         if self._tunnel is not None:
             self._tunnel.drain()
-        elif self._exchange is None and self._waiting_for is Wait.NEXT_REQUEST:
+        elif self._exchange is None and self._waiting_for is _NEXT_REQUEST:
             self._waiting_since = time.monotonic()
 
     @property
     def idle_since(self) -> float | None:
-        return self._waiting_since if self._waiting_for is Wait.NEXT_REQUEST else None
+        return self._waiting_since if self._waiting_for is _NEXT_REQUEST else None
 
     # --- reading requests ---------------------------------------------------------------------------------------------
 
@@ -181,20 +186,20 @@ class Http1Driver:
             self._serving = False
 
     def _wait_for_head(self) -> None:
-        if self._reader.buffered and self._waiting_for is not Wait.HEAD:
-            self._waiting_for = Wait.HEAD
+        if self._reader.buffered and self._waiting_for is not _HEAD:
+            self._waiting_for = _HEAD
             self._waiting_since = time.monotonic()
 
     def _start(self, head: RequestHead) -> None:
         self._version = head.version
         self._last = not head.keep_alive
         self._chunked = False
-        self._body_pending = head.framing is not Framing.NONE
+        self._body_pending = head.framing is not _NO_BODY
         exchange = self._exchange = Exchange(self, self._services, head, self.stream.info)
-        self._waiting_for = Wait.NOTHING
+        self._waiting_for = _NOTHING
         exchange.start(self._peer)
         if self._body_pending and self._exchange is exchange:
-            self._waiting_for = Wait.BODY
+            self._waiting_for = _BODY
             self._read_body()
 
     def _read_body(self) -> None:
@@ -212,7 +217,7 @@ class Http1Driver:
             exchange.request_data(data)
         if self._reader.body_done and self._exchange is exchange:
             self._body_pending = False
-            self._waiting_for = Wait.NOTHING
+            self._waiting_for = _NOTHING
             exchange.request_end(self._reader.trailers)
 
     def _refuse_head(self, error: ProtocolError) -> None:
@@ -232,7 +237,7 @@ class Http1Driver:
 
     def _body_timed_out(self) -> None:
         self._last = True
-        self._waiting_for = Wait.NOTHING
+        self._waiting_for = _NOTHING
         if self._exchange is not None:
             self._exchange.request_failed(ProtocolError(408, "The request body did not arrive in time.", "body_idle"))
 
@@ -289,11 +294,11 @@ class Http1Driver:
         self._exchange = None
         self.flush()
         if not request_complete or self._body_pending:
-            self._waiting_for = Wait.NOTHING
+            self._waiting_for = _NOTHING
             self._last = True
             self.stream.finish()
         elif self._last:
-            self._waiting_for = Wait.NOTHING
+            self._waiting_for = _NOTHING
             self.stream.close()
         else:
             self._next_request()
@@ -306,12 +311,12 @@ class Http1Driver:
     def start_tunnel(self, tunnel: Tunnel) -> bytes:
         self._tunnel = tunnel
         self._exchange = None
-        self._waiting_for = Wait.NOTHING
+        self._waiting_for = _NOTHING
         self.resume_request()
         return self._reader.take_rest()
 
     def _next_request(self) -> None:
-        self._waiting_for = Wait.NEXT_REQUEST
+        self._waiting_for = _NEXT_REQUEST
         self._waiting_since = time.monotonic()
         self.resume_request()
         if self._reader.buffered:

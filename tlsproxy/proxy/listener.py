@@ -1,8 +1,8 @@
 """Accepting connections from the sockets the supervisor made. Knows addresses and limits, not protocols.
 
-Strategy: one accept per wake-up. All workers wait on the same sockets; whoever is free takes the next connection, so the
-load spreads by itself and nothing queued is lost when a worker dies. (libuv's own listener would take all there is, and
-gives up its socket on EMFILE.)
+Strategy: one accept per wake-up. All workers wait on the same sockets; whoever is free takes the next connection, so
+the load spreads by itself and nothing queued is lost when a worker dies. (libuv's own listener would take all there is,
+and gives up its socket on EMFILE.)
 
 Rules kept: running out of descriptors or memory is said once, waited out and survived; at the limit of connections the
 ones that have been idle longest are shed before a new client is turned away.
@@ -151,12 +151,8 @@ class Listener:
         if not self._in_trouble:
             self._in_trouble = True
             what = "file descriptors or memory ran out" if error.errno in _EXHAUSTED else "accept failed"
-            logger.error(
-                "listener.exhausted",
-                extra={
-                    "error": f"{what} ({error.strerror}); waiting. Raise the open-file limit or lower limits.connections."
-                },
-            )
+            hint = "waiting; raise the open-file limit or lower limits.connections"
+            logger.error("listener.exhausted", extra={"error": f"{what} ({error.strerror}); {hint}"})
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(_PAUSE, self._go_on)
 

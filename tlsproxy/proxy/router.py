@@ -1,12 +1,14 @@
 """Where a request goes: host, then longest path prefix. Decides, does nothing.
 
-Strategy: hosts are dictionary look-ups (exact, then wildcard by one label), so the cost does not grow with the number of
-sites; the few routes of one site are scanned, longest prefix first. The raw path is matched and forwarded byte for byte;
-only where a prefix decides, a path with dot segments is refused, because the backend may resolve what was compared raw.
+Strategy: hosts are dictionary look-ups (exact, then wildcard by one label), so the cost does not grow with the number
+of sites; the few routes of one site are scanned, longest prefix first. The raw path is matched and forwarded byte for
+byte; only where a prefix decides, a path with dot segments is refused, because the backend may resolve what was
+compared raw.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -47,11 +49,12 @@ class Route:
 class Forward:
     """Send the request to `route`. One instance per route, made at start: routing builds nothing."""
 
-    __slots__ = ("route", "site")
+    __slots__ = ("quoted", "route", "site")
 
     def __init__(self, site: Site, route: Route) -> None:
         self.site = site
         self.route = route
+        self.quoted = f'"site":{json.dumps(site.name)},"route":{json.dumps(route.label)}'  # for the access log
 
 
 class Redirect:

@@ -35,6 +35,7 @@ class ConnectionInfo:
         "client",
         "client_certificate",
         "client_port",
+        "log_part",
         "policy",
         "resumed",
         "scheme",
@@ -55,6 +56,7 @@ class ConnectionInfo:
         self.resumed = False
         self.policy: TlsPolicy | None = None
         self.client_certificate: bytes | None = None
+        self.log_part = ""  # what the access log says of this connection, kept there by it
 
     def __repr__(self) -> str:
         return f"<ConnectionInfo {self.scheme} {self.client}:{self.client_port} sni={self.sni!r} {self.tls}>"

@@ -1,7 +1,7 @@
 """An upgraded connection: bytes both ways with back-pressure, an idle limit, and a polite end. Knows no HTTP.
 
-It begins after the 101 was sent and ends when either side closes, stays silent too long, or the worker drains: then both
-sides get a WebSocket close frame with 1001 at their next frame border, and the client's own close frame ends it.
+It begins after the 101 was sent and ends when either side closes, stays silent too long, or the worker drains: then
+both sides get a WebSocket close frame with 1001 at their next frame border, and the client's own close frame ends it.
 """
 
 from __future__ import annotations

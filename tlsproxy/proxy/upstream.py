@@ -2,15 +2,17 @@
 
 Strategy: `Upstream.choose` and `Backend.claim` are synchronous look-ups; only `Backend.connect` waits. Idle connections
 are a stack (the newest is the least likely to be closed already) and are given up before the server would close them:
-the limit follows the server's name and what was observed (measured: gunicorn 2 s, uvicorn and hypercorn 5 s, granian 30 s).
+the limit follows the server's name and what was observed (measured: gunicorn closes after 2 s, uvicorn and hypercorn
+after 5 s, granian after 30 s).
 
-A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request may
-try it. A route's only backend is always tried: leaving it alone would help nobody.
+A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request
+may try it. A route's only backend is always tried: leaving it alone would help nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import socket
@@ -32,15 +34,31 @@ _SHORTEST_IDLE: Final = 0.5
 
 
 class Backend:
-    """One server that answers requests. Mutable state: `idle`, `active`, `_failures`, `_pause`, `_ejected_until`, `_idle_limit`."""
+    """One server that answers requests.
+
+    Mutable state: `idle` and `active`; `_failures`, `_pause`, `_ejected_until` (health); `_idle_limit` (its patience).
+    """
 
     __slots__ = (
-        "_ejected_until", "_failures", "_idle_limit", "_learned", "_pause", "_server", "active", "host", "idle", "most_idle",
-        "path", "port", "url",
+        "_ejected_until",
+        "_failures",
+        "_idle_limit",
+        "_learned",
+        "_pause",
+        "_server",
+        "active",
+        "host",
+        "idle",
+        "most_idle",
+        "path",
+        "port",
+        "quoted",
+        "url",
     )  # fmt: skip
 
     def __init__(self, url: str, *, most_idle: int) -> None:
         self.url = url
+        self.quoted = json.dumps(url)  # for the access log
         self.path = url.removeprefix("unix:") if url.startswith("unix:") else ""
         self.host, self.port = ("", 0) if self.path else split_url(url)
         self.most_idle = most_idle

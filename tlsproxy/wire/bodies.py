@@ -26,6 +26,14 @@ class _ChunkState(Enum):
     TRAILERS = auto()
 
 
+# A global costs a third of looking a member up on its Enum.
+_NO_BODY: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
+_BY_CHUNKS: Final = Framing.CHUNKED
+_UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
+_SIZE, _DATA, _AFTER_DATA, _TRAILERS = _ChunkState
+
+
 class MessageReader:
     """What both directions share: the buffer, and the body of the message whose head was taken last.
 
@@ -40,9 +48,9 @@ class MessageReader:
     def __init__(self) -> None:
         self._buffer = b""
         self._checked = 0  # bytes of an unfinished head that were looked at
-        self._framing = Framing.NONE
+        self._framing = _NO_BODY
         self._left = 0
-        self._chunk_state = _ChunkState.SIZE
+        self._chunk_state = _SIZE
         self._overhead = 0
         self._hop_names: Set[bytes] = NO_NAMES  # what `Connection` named in a chunked message's head
         self.body_done = True
@@ -64,22 +72,22 @@ class MessageReader:
 
     def read_body(self) -> bytes:
         """The body bytes at hand, maybe none. `body_done` tells whether the message is complete."""
-        if self._framing is Framing.LENGTH:
+        if self._framing is _BY_LENGTH:
             return self._read_length()
-        if self._framing is Framing.CHUNKED:
+        if self._framing is _BY_CHUNKS:
             return self._read_chunks()
-        if self._framing is Framing.UNTIL_CLOSE:
+        if self._framing is _UNTIL_CLOSE:
             return self.take_rest()
         return b""
 
     def begin_body(self, framing: Framing, length: int) -> None:
         self._framing = framing
         self._left = length
-        self.body_done = framing is Framing.NONE or (framing is Framing.LENGTH and length == 0)
+        self.body_done = framing is _NO_BODY or (framing is _BY_LENGTH and length == 0)
         if self.trailers:
             self.trailers = []  # those of the message before must not end this one
-        if framing is Framing.CHUNKED:
-            self._chunk_state = _ChunkState.SIZE
+        if framing is _BY_CHUNKS:
+            self._chunk_state = _SIZE
             self._overhead = 0
 
     def _read_length(self) -> bytes:
@@ -109,23 +117,23 @@ class MessageReader:
     def _chunk_step(self, buffer: bytes, position: int, pieces: list[bytes]) -> int:
         """Use one element of the chunked coding at `position`; the position behind it, or -1 if it is not whole."""
         state = self._chunk_state
-        if state is _ChunkState.SIZE:
+        if state is _SIZE:
             return self._chunk_size(buffer, position)
-        if state is _ChunkState.DATA:
+        if state is _DATA:
             end = position + self._left
             if len(buffer) < end:
                 return -1
             pieces.append(buffer[position:end])
             self._left = 0
-            self._chunk_state = _ChunkState.AFTER_DATA
+            self._chunk_state = _AFTER_DATA
             return end
-        if state is _ChunkState.AFTER_DATA:
+        if state is _AFTER_DATA:
             return self._chunk_end(buffer, position)
         return self._trailer_section(buffer, position)
 
     def _take_partial_chunk(self, pieces: list[bytes]) -> None:
         """Hand out what is there of a chunk that is not whole yet: a proxy must not wait for the end of a chunk."""
-        if self._chunk_state is _ChunkState.DATA and self._buffer and not self.body_done:
+        if self._chunk_state is _DATA and self._buffer and not self.body_done:
             pieces.append(self._buffer)
             self._left -= len(self._buffer)
             self._buffer = b""
@@ -141,7 +149,7 @@ class MessageReader:
         size = grammar.parse_chunk_size(buffer[position:end])
         self._count_overhead(end - position)
         self._left = size
-        self._chunk_state = _ChunkState.DATA if size else _ChunkState.TRAILERS
+        self._chunk_state = _DATA if size else _TRAILERS
         return end + 2
 
     def _count_overhead(self, length: int) -> None:
@@ -153,7 +161,7 @@ class MessageReader:
     def _chunk_end(self, buffer: bytes, position: int) -> int:
         ending = buffer[position : position + 2]
         if ending == b"\r\n":
-            self._chunk_state = _ChunkState.SIZE
+            self._chunk_state = _SIZE
             return position + 2
         if ending not in (b"", b"\r"):
             raise ProtocolError(400, "A chunk is not as long as its header says.")

@@ -43,25 +43,32 @@ class _Sink:
 class FieldLines(dict[bytes, Entry]):
     """Field line (without CR LF) -> its kind, and name and value. Raises ProtocolError(400) for a malformed line."""
 
-    __slots__ = ("_kinds",)
+    __slots__ = ("_kinds", "_secret")
 
     def __init__(self, kinds: Classifier) -> None:
         super().__init__()
         self._kinds = kinds
+        self._secret = _SecretNames()
 
     def __missing__(self, line: bytes) -> Entry:
         field = parse_field_line(line)
         entry = (self._kinds[field[0]], field)
-        if len(line) <= _LONGEST_REMEMBERED and not _may_be_secret(field[0]):
+        if len(line) <= _LONGEST_REMEMBERED and not self._secret[field[0]]:
             if len(self) >= _REMEMBERED:
                 self.clear()
             self[line] = entry
         return entry
 
 
-def _may_be_secret(name: bytes) -> bool:
-    lower = name.lower()
-    return any(word in lower for word in _SECRET_NAMES)
+class _SecretNames(dict[bytes, bool]):
+    """Field name -> whether its value may be a secret. Bounded like the lines."""
+
+    def __missing__(self, name: bytes) -> bool:
+        lower = name.lower()
+        verdict = any(word in lower for word in _SECRET_NAMES)
+        if len(self) < _REMEMBERED and len(name) <= _LONGEST_REMEMBERED:
+            self[name] = verdict
+        return verdict
 
 
 def parse_field_line(line: bytes) -> Field:

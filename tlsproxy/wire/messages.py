@@ -20,6 +20,9 @@ class Framing(IntEnum):
     UNTIL_CLOSE = 3  # answers only
 
 
+_NO_BODY = Framing.NONE
+
+
 class ProtocolError(Exception):
     """The peer broke the protocol. `status` is the answer a client gets; towards a backend it is always a 502.
 
@@ -57,7 +60,7 @@ class RequestHead:
         self.port = b""  # as the Host field had it, maybe nothing
         self.fields: Fields = []
         self.special: list[tuple[Kind, bytes, bytes]] = []
-        self.framing = Framing.NONE
+        self.framing = _NO_BODY
         self.length = 0
         self.keep_alive = version == 11
         self.expect_continue = False
@@ -84,7 +87,7 @@ class ResponseHead:
         self.status = status
         self.reason = reason
         self.fields: Fields = []
-        self.framing = Framing.NONE
+        self.framing = _NO_BODY
         self.length = -1  # the Content-Length if one was sent, also where there is no body (HEAD, 304)
         self.keep_alive = True
         self.upgrade = b""  # lower-case protocol of a 101
