@@ -25,6 +25,7 @@ from urllib.parse import unquote_to_bytes
 if TYPE_CHECKING:
     from tlsproxy.proxy.exchange import Exchange
     from tlsproxy.proxy.stream import ConnectionInfo
+    from tlsproxy.wire.messages import RequestHead
 
 logger = logging.getLogger(__name__)
 
@@ -83,25 +84,31 @@ class AccessLog:
         started = exchange.started_at
         second = int(started)
         stamp = self._stamp if second == self._second else self._new_stamp(second)
-        quoted = self._quoted
         path, mark, query = head.target.partition(b"?")
-        agent, referer = head.user_agent, head.referer
         return (
             f'{{"ts":"{stamp}{int((started - second) * 1000):03d}Z","client":"{exchange.client}",'
-            f'"method":{quoted[head.method]},"host":{_quote(head.host)},"path":{_quote(path.decode("latin-1"))},'
-            f"{self._query_part(query) if mark else ''}"
-            f'"http":"{"1.1" if head.version == 11 else "1.0"}","status":{exchange.status},'
-            f'"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},'
+            f"{head.log_part or self._describe_head(head)}"
+            f'"path":{_quote(path.decode("latin-1"))},{self._query_part(query) if mark else ""}'
+            f'"status":{exchange.status},"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},'
             f'"duration_ms":{(exchange.ended - exchange.started) * 1000:.3f},'
             f'"backend":{backend.quoted if backend is not None else "null"},'
             f'"backend_ms":{f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null"},'
             f'"reused":{"true" if exchange.reused else "false"},"retries":{exchange.retries},'
-            f"{info.log_part or _describe(info)}"
-            f'"request_id":"{exchange.request_id.decode()}","user_agent":{quoted[agent] if agent else "null"},'
-            f'"referer":{self._referer(referer) if referer else "null"},'
+            f'{info.log_part or _describe(info)}"request_id":"{exchange.request_id.decode()}",'
             f"{_error_part(exchange.error) if exchange.error else ''}"
             f"{forward.quoted if forward is not None else _site_part(exchange)}}}\n"
         )
+
+    def _describe_head(self, head: RequestHead) -> str:
+        """The part of a line that is the same for all requests with the same fields; a repeated head brings it along."""
+        quoted = self._quoted
+        head.log_part = (
+            f'"method":{quoted[head.method]},"host":{_quote(head.host)},'
+            f'"http":"{"1.1" if head.version == 11 else "1.0"}",'
+            f'"user_agent":{quoted[head.user_agent] if head.user_agent else "null"},'
+            f'"referer":{self._referer(head.referer) if head.referer else "null"},'
+        )
+        return head.log_part
 
     def _query_part(self, query: bytes) -> str:
         return f'"query":{_quote(self.redact(query).decode("latin-1"))},'

@@ -38,6 +38,7 @@ class AnswerTaker(Protocol):
     def backend_failed(self, failure: BackendFailure) -> None: ...
     def backend_full(self) -> None: ...
     def backend_ready(self) -> None: ...
+    def crash(self) -> None: ...
 
 
 class TunnelEnd(Protocol):
@@ -53,13 +54,14 @@ class BackendConnection(asyncio.Protocol):
     """See the module's text. Made by `Backend.connect`; `begin` starts a request, `release` or `abort` ends it."""
 
     __slots__ = (
-        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since",
+        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since", "is_open",
         "reused",
     )  # fmt: skip
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.reused = False
+        self.is_open = False
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
         self._reader = ResponseReader()
@@ -75,10 +77,6 @@ class BackendConnection(asyncio.Protocol):
 
     # --- for Exchange -------------------------------------------------------------------------------------------------
 
-    @property
-    def is_open(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
     def begin(self, exchange: AnswerTaker, method: bytes, data: bytes) -> None:
         """Send the head (and maybe the first of the body) of a request; `exchange` gets the answer."""
         self._exchange = exchange
@@ -92,11 +90,11 @@ class BackendConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def pause_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self.is_open and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self.is_open and self._transport is not None:
             self._transport.resume_reading()
 
     def release(self, *, request_sent: bool) -> None:
@@ -109,6 +107,7 @@ class BackendConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close at once. The exchange hears nothing any more."""
+        self.is_open = False
         self._exchange = None
         self._tunnel = None
         if self._transport is not None:
@@ -121,6 +120,7 @@ class BackendConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close after what was written has been sent."""
+        self.is_open = False
         self._exchange = None
         self._tunnel = None
         if self._transport is not None:
@@ -130,6 +130,7 @@ class BackendConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.is_open = True
         self._transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
 
     def data_received(self, data: bytes) -> None:
@@ -142,14 +143,19 @@ class BackendConnection(asyncio.Protocol):
             self._advance(exchange)
         except ProtocolError as error:
             self._fail(BadAnswer(self.backend.url, error.note))
+        except Exception:  # noqa: BLE001  # a fault of ours speaks against the request, not against the backend
+            self.abort()
+            exchange.crash()
 
     def eof_received(self) -> None:
+        self.is_open = False  # the transport closes when this returns
         if self._tunnel is not None:
             self._tunnel.backend_closed()
         elif self._exchange is not None:
             self._end_of_stream(self._exchange)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
         self._transport = None
         if self._tunnel is not None:
             self._tunnel.backend_closed()
@@ -221,7 +227,7 @@ class BackendConnection(asyncio.Protocol):
 
     def _closed_failure(self, exc: Exception | None) -> BackendFailure:
         why = f"connection lost ({exc})" if exc else "connection closed"
-        if self._answering or self._reader.buffered:
+        if self._answering or self._interim or self._reader.buffered:
             return ClosedInAnswer(self.backend.url, why + " in the middle of the answer")
         return ClosedBeforeAnswer(self.backend.url, why + " before the answer")
 

@@ -87,6 +87,10 @@ class ClientSide(Protocol):
         """The answer can't be completed: the client must see that."""
         ...
 
+    def crashed(self) -> None:
+        """Called in an except block: log it, end the exchange with a 500 and the connection with it."""
+        ...
+
     def start_tunnel(self, tunnel: Tunnel) -> bytes:
         """Hand every further byte to `tunnel`; returns those that came already."""
         ...
@@ -293,12 +297,13 @@ class Exchange:
     async def _connect_and_send(self, backend: Backend) -> None:
         try:
             connection = await backend.connect(self._services.connect_timeout)
+            self._connecting = None
+            self._send(connection)
         except ConnectFailed as failure:
             self._connecting = None
             self._connect_failed(backend, failure)
-            return
-        self._connecting = None
-        self._send(connection)
+        except Exception:  # noqa: BLE001  # nobody waits for this task, and the client would wait for ever
+            self.crash()
 
     def _connect_failed(self, backend: Backend, failure: ConnectFailed) -> None:
         """Nothing was sent, so any request may go to the next backend."""
@@ -314,9 +319,9 @@ class Exchange:
         self.reused = connection.reused
         self.sent_at = self._progress = time.monotonic()
         kept = self._kept
-        connection.begin(self, self.head.method, self._request + b"".join(kept) if kept else self._request)
         if kept:
-            self._client.resume_request()
+            self._client.resume_request()  # before `begin`, which may find the backend full and pause it again
+        connection.begin(self, self.head.method, self._request + b"".join(kept) if kept else self._request)
         if not connection.reused:
             self._kept = None  # a fresh connection that dies is a backend that died: no replay, nothing to keep
 
@@ -415,7 +420,7 @@ class Exchange:
         return (
             isinstance(failure, ClosedBeforeAnswer)
             and self.reused
-            and self.retries == 0
+            and self.retries == len(self._tried)  # connects that were refused don't count
             and self._kept is not None
             and self.head.method in IDEMPOTENT
         )
@@ -447,6 +452,10 @@ class Exchange:
         elif self.state is not _DONE:
             self.refuse(status, detail)
 
+    def crash(self) -> None:
+        """Called in an except block outside the client's callbacks (security rule 9)."""
+        self._client.crashed()
+
     def crashed(self) -> None:
         """Our own code failed within this exchange (security rule 9)."""
         self.error = self.error or "internal error"
@@ -457,6 +466,7 @@ class Exchange:
         self.status = status
         self.state = _ANSWERING
         fields = [field for field in fields if field[0].lower() != b"content-length"]
+        fields.append((b"Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()))  # RFC 9110 6.6.1
         if self.site is not None and self.site.hsts and self.info.scheme == "https":
             fields.append((b"Strict-Transport-Security", self.site.hsts))
         has_body = self.head.method != b"HEAD"

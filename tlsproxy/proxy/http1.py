@@ -5,7 +5,8 @@ Knows HTTP/1.1 and its deadlines, not TLS and not routing. Pipelined requests wa
 that it becomes one TLS record and one system call.
 
 Mutable state: `_exchange` (the request being answered), `_body_pending` (its body is not complete), `_waiting_since`
-and `_waiting_for` (the deadline that runs), `_last` (this answer is the connection's last), `_tunnel`.
+and `_waiting_for` (the deadline that runs), `_last` (this answer is the connection's last), `_full` (the client has yet
+to take what was written: no further request is begun, or answers would pile up here), `_tunnel`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Http1Driver:
         "_body_pending",
         "_chunked",
         "_exchange",
+        "_full",
         "_last",
         "_out",
         "_paused",
@@ -85,6 +87,7 @@ class Http1Driver:
         self._body_pending = False
         self._chunked = False
         self._last = False
+        self._full = False
         self._serving = False
         self._paused = False
         self._waiting_for = _HEAD
@@ -102,14 +105,14 @@ class Http1Driver:
             return
         self._reader.receive(data)
         try:
-            if self._exchange is None:
+            if self._exchange is None and not self._full:
                 self._serve()
             elif self._body_pending:
                 self._read_body()
             elif self._reader.buffered > _PIPELINE:
                 self.pause_request()
         except Exception:  # noqa: BLE001  # security rule 9: a fault of ours ends this connection, no other
-            self._crashed()
+            self.crashed()
 
     def eof_received(self) -> None:
         if self._tunnel is not None:
@@ -126,16 +129,20 @@ class Http1Driver:
             self._exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._tunnel is not None:
             self._tunnel.client_full()
         elif self._exchange is not None:
             self._exchange.client_full()
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._tunnel is not None:
             self._tunnel.client_ready()
         elif self._exchange is not None:
             self._exchange.client_ready()
+        elif not self._last:
+            self._go_on()
 
     def check_deadline(self, now: float) -> None:
         """Enforce the limit of what is being waited for, and hand the tick on. `now` is monotonic."""
@@ -163,7 +170,8 @@ class Http1Driver:
 
     @property
     def idle_since(self) -> float | None:
-        return self._waiting_since if self._waiting_for is _NEXT_REQUEST else None
+        """A client that has yet to send its head counts as idle too: slow ones must not keep others out."""
+        return self._waiting_since if self._waiting_for in (_NEXT_REQUEST, _HEAD) else None
 
     # --- reading requests ---------------------------------------------------------------------------------------------
 
@@ -174,7 +182,7 @@ class Http1Driver:
         self._serving = True
         reader = self._reader
         try:
-            while self._exchange is None and not self._last:
+            while self._exchange is None and not self._last and not self._full:
                 head = reader.next_head()
                 if head is None:
                     self._wait_for_head()
@@ -182,6 +190,8 @@ class Http1Driver:
                 self._start(head)
         except ProtocolError as error:
             self._refuse_head(error)
+        except Exception:  # noqa: BLE001  # here too: the end of the answer before may have led here
+            self.crashed()
         finally:
             self._serving = False
 
@@ -318,11 +328,17 @@ class Http1Driver:
     def _next_request(self) -> None:
         self._waiting_for = _NEXT_REQUEST
         self._waiting_since = time.monotonic()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up the requests that wait; if the client is full, `resume_writing` will."""
+        if self._full:
+            return
         self.resume_request()
         if self._reader.buffered:
             self._serve()
 
-    def _crashed(self) -> None:
+    def crashed(self) -> None:
         logger.exception("exchange.crashed", extra={"client": self.stream.info.client})
         self._last = True
         if self._exchange is not None:

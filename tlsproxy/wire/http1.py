@@ -41,7 +41,7 @@ class RequestReader(MessageReader):
     `header_size` in bytes, `header_count` in fields, `target_size` in bytes. Raises ProtocolError.
     """
 
-    __slots__ = ("_header_count", "_header_size", "_skipped", "_target_size")
+    __slots__ = ("_header_count", "_header_size", "_last", "_last_block", "_skipped", "_target_size")
 
     def __init__(self, *, header_size: int, header_count: int, target_size: int) -> None:
         super().__init__()
@@ -49,23 +49,39 @@ class RequestReader(MessageReader):
         self._header_count = header_count
         self._target_size = target_size
         self._skipped = False  # an empty line before the request line
+        self._last: RequestHead | None = None  # in origin form, with the bytes of its fields
+        self._last_block = b""
 
     def next_head(self) -> RequestHead | None:
         """The head of the next request, or None while it is not whole. The previous body must be done."""
         raw = self._take_head_or_refuse()
         if raw is None:
             return None
-        lines = raw.split(b"\r\n")  # the request line, the fields, and two empty ones
-        if len(lines) - 3 > self._header_count:
-            raise grammar.too_many_fields(len(lines) - 3, self._header_count)
-        method, target, version = grammar.parse_request_line(lines[0])
+        end = raw.find(b"\r\n")
+        method, target, version = grammar.parse_request_line(raw[:end])
         if len(target) > self._target_size:
             raise grammar.target_too_long(self._target_size)
         origin, authority = grammar.parse_target(method, target)
-        head = RequestHead(method, origin, version)
-        self._hop_names = _judge(head, lines, authority)
+        block = raw[end:]
+        last = self._last
+        if last is not None and block == self._last_block and last.method == method and last.version == version:
+            # The usual client says the same about itself with every request, and what it says means the same.
+            head = last.repeated(origin)
+        else:
+            head = RequestHead(method, origin, version)
+            self._hop_names = self._parse_block(head, block, authority)
+            if authority is None:
+                self._last, self._last_block = head, block
         self.begin_body(head.framing, head.length)
         return head
+
+    def _parse_block(self, head: RequestHead, block: bytes, authority: bytes | None) -> Set[bytes]:
+        """Take the fields of `block` (from the request line's CR LF to the empty line) into `head`."""
+        self._last = None
+        lines = block.split(b"\r\n")[1:-2]
+        if len(lines) > self._header_count:
+            raise grammar.too_many_fields(len(lines), self._header_count)
+        return _judge(head, lines, authority)
 
     def _take_head_or_refuse(self) -> bytes | None:
         if self._buffer[:2] == b"\r\n":
@@ -105,12 +121,10 @@ def _judge(head: RequestHead, lines: list[bytes], authority: bytes | None) -> Se
 
     What is left in `head.special` is for `forwarding`.
     """
-    table = REQUEST_LINES
     fields = head.fields
     special: list[tuple[Kind, Field]] = []
     hosts = 0
-    for index in range(1, len(lines) - 2):
-        kind, field = table[lines[index]]
+    for kind, field in map(REQUEST_LINES.__getitem__, lines):
         if kind is _PLAIN:
             fields.append(field)
         elif kind is _NOTED:
@@ -245,11 +259,9 @@ class ResponseReader(MessageReader):
 
     def _judge(self, head: ResponseHead, lines: list[bytes], version: int) -> Set[bytes]:
         """Take the field lines into `head` and decide the framing. Returns the names that are hop-by-hop here."""
-        table = RESPONSE_LINES
         fields = head.fields
         special: list[tuple[Kind, Field]] = []
-        for index in range(1, len(lines) - 2):
-            kind, field = table[lines[index]]
+        for kind, field in map(RESPONSE_LINES.__getitem__, lines[1:-2]):
             if kind is _PLAIN:
                 fields.append(field)
             elif kind is _CONTENT_LENGTH:

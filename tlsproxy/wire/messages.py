@@ -47,8 +47,23 @@ class RequestHead:
     """
 
     __slots__ = (
-        "authority", "expect_continue", "fields", "framing", "host", "keep_alive", "length", "method", "port",
-        "referer", "special", "target", "trailers_accepted", "upgrade", "user_agent", "version",
+        "authority",
+        "expect_continue",
+        "fields",
+        "framing",
+        "host",
+        "keep_alive",
+        "length",
+        "log_part",
+        "method",
+        "port",
+        "referer",
+        "special",
+        "target",
+        "trailers_accepted",
+        "upgrade",
+        "user_agent",
+        "version",
     )  # fmt: skip
 
     def __init__(self, method: bytes, target: bytes, version: int) -> None:
@@ -68,6 +83,29 @@ class RequestHead:
         self.trailers_accepted = False  # TE: trailers
         self.user_agent = b""
         self.referer = b""
+        self.log_part = ""  # what the access log says of these fields, kept there by it
+
+    def repeated(self, target: bytes) -> RequestHead:
+        """The head of a request that differs from this one in its target only. The lists are shared, not edited."""
+        head = RequestHead.__new__(RequestHead)
+        head.method = self.method
+        head.target = target
+        head.version = self.version
+        head.host = self.host
+        head.authority = self.authority
+        head.port = self.port
+        head.fields = self.fields
+        head.special = self.special
+        head.framing = self.framing
+        head.length = self.length
+        head.keep_alive = self.keep_alive
+        head.expect_continue = self.expect_continue
+        head.upgrade = self.upgrade
+        head.trailers_accepted = self.trailers_accepted
+        head.user_agent = self.user_agent
+        head.referer = self.referer
+        head.log_part = self.log_part
+        return head
 
     @property
     def path(self) -> bytes:
@@ -81,7 +119,18 @@ class RequestHead:
 class ResponseHead:
     """An answer's head as the backend sent it, checked. `fields` pass on unread, hop-by-hop fields are gone."""
 
-    __slots__ = ("fields", "framing", "keep_alive", "length", "reason", "server", "status", "trailer", "upgrade")
+    __slots__ = (
+        "fields",
+        "framing",
+        "keep_alive",
+        "length",
+        "log_part",
+        "reason",
+        "server",
+        "status",
+        "trailer",
+        "upgrade",
+    )
 
     def __init__(self, status: int, reason: bytes) -> None:
         self.status = status
