@@ -130,6 +130,12 @@ class TestBytes:
             assert info.cipher == client.cipher()[0]  # type: ignore[index]
             assert info.policy == SITE.policy
 
+    def test_protocols_that_nobody_speaks_are_refused(self, worker: EchoWorker) -> None:
+        context = client_context(AUTHORITY)
+        context.set_alpn_protocols(["h2", "foo"])
+        with pytest.raises(ssl.SSLError, match="no application protocol"):
+            tls_client(worker, "a.test", context)
+
     def test_writes_of_one_batch_stay_in_order(self, worker: EchoWorker) -> None:
         with tls_client(worker) as client:
             client.sendall(b"!two")

@@ -72,12 +72,17 @@ class SiteTls:
 class ServerContext:
     """What a connection is made with. Connections keep theirs when the table gets a newer one."""
 
-    __slots__ = ("epoch", "policy", "ssl")
+    __slots__ = ("_protocols", "epoch", "policy", "ssl")
 
-    def __init__(self, context: ssl.SSLContext, policy: TlsPolicy) -> None:
+    def __init__(self, context: ssl.SSLContext, policy: TlsPolicy, alpn: Iterable[str]) -> None:
         self.ssl = context
         self.policy = policy
         self.epoch = -1
+        self._protocols = frozenset(name.encode() for name in alpn)
+
+    def speaks(self, offered: Sequence[bytes]) -> bool:
+        """Tell whether ALPN can agree. Python's ssl would go on without a protocol, RFC 7301 3.2 forbids that."""
+        return not offered or not self._protocols.isdisjoint(offered)
 
 
 class _Entry:
@@ -101,7 +106,7 @@ class ContextTable:
         *,
         default_host: str = "",
         ticket_secret: bytes = b"",
-        alpn: Sequence[str] = ("http/1.1",),
+        alpn: Sequence[str] = ("http/1.1", "http/1.0"),  # curl --http1.0 offers the older one alone
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -163,7 +168,7 @@ class ContextTable:
         return self._entries.get(f"*.{parent}") if dot else None  # `*` is one label (RFC 9525 6.3)
 
     def _build(self, site: SiteTls, policy: TlsPolicy) -> ServerContext:
-        return ServerContext(build_context(site, self._alpn), policy)
+        return ServerContext(build_context(site, self._alpn), policy, self._alpn)
 
     def _refresh_tickets(self, entry: _Entry, context: ServerContext) -> None:
         epoch = int(self._clock() // EPOCH_SECONDS)

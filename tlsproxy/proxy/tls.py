@@ -17,6 +17,7 @@ from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
     INTERNAL_ERROR,
+    NO_APPLICATION_PROTOCOL,
     PROTOCOL_VERSION,
     UNEXPECTED_MESSAGE,
     UNRECOGNIZED_NAME,
@@ -171,6 +172,9 @@ class TlsConnection(Connection):
             return
         if chosen is None:
             self._refuse(UNRECOGNIZED_NAME, "unrecognized name", name)
+            return
+        if not chosen.speaks(hello.alpn):
+            self._refuse(NO_APPLICATION_PROTOCOL, "no common application protocol", name)
             return
         self.info.sni = name
         self._wrap(chosen)
