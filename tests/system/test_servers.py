@@ -199,7 +199,6 @@ def test_every_piece_arrives_before_the_next_is_sent(
     path: str,
     form: str,
     kind: Kind,
-    record_property: Callable[[str, object], None],
 ) -> None:
     run = next(names)
     waited = []

@@ -80,7 +80,7 @@ async def raw(request: Request) -> dict[str, object]:
     return {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "headers": dict(request.headers)}
 
 
-@app.get("/bytes/{size}")
+@app.api_route("/bytes/{size}", methods=["GET", "HEAD"])
 def sized(size: int) -> Response:
     return Response(b"x" * size, media_type="application/octet-stream")
 
