@@ -1,0 +1,209 @@
+"""A whole worker on stage: a Front in a thread with its own uvloop, backends and clients around it, all on 127.0.0.1.
+
+Certificates are trustme's and lie in a MemoryStore; the access log is a file. At the end everything is closed, and an
+exception that reached the event loop fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trustme
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from tests.fakes.backend import Backend
+from tests.fakes.peer import PATIENCE, Peer
+from tlsproxy.proxy.front import Front
+from tlsproxy.settings import Settings
+from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.memory import MemoryStore
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+@cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@cache
+def client_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    return context
+
+
+def issue(*hosts: str) -> Bundle:
+    leaf = authority().issue_cert(*hosts, key_type=trustme.KeyType.ECDSA)
+    chain = [x509.load_pem_x509_certificate(blob.bytes()) for blob in leaf.cert_chain_pems]
+    key: Any = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    return Bundle.build(chain, key, "file")
+
+
+issued = cache(issue)
+
+
+class Stage:
+    """Use as a context; `serve` starts the Front."""
+
+    front: Front
+    port: int
+    http_port: int
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log_path = folder / "access.log"
+        self.store = MemoryStore()
+        self.crashes: list[Json] = []
+        self._draining: Future[None] | None = None
+        self._stack = ExitStack()
+        self._collector = gc.get_threshold()
+        self._stack.callback(self._restore_collector)
+        self.loop = uvloop.new_event_loop()
+        self.loop.set_exception_handler(lambda _, context: self.crashes.append(context))
+        self._thread = threading.Thread(target=self.loop.run_forever, name="stage", daemon=True)
+
+    def __enter__(self) -> Stage:
+        self._thread.start()
+        self._stack.callback(self._stop_loop)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        if exc[0] is None:
+            assert self.crashes == []
+
+    # --- the cast -----------------------------------------------------------------------------------------------------
+
+    def backend(self, path: Path | None = None, *, receive_buffer: int = 0) -> Backend:
+        return self._stack.enter_context(Backend(path, receive_buffer=receive_buffer))
+
+    def serve(
+        self,
+        *backends: Backend,
+        route: Mapping[str, Any] | None = None,
+        sites: Sequence[Json] = (),
+        log: Mapping[str, Any] | None = None,
+        **sections: Mapping[str, Any],
+    ) -> Front:
+        """Start a Front with one site a.test whose one route has these backends, or with `sites`."""
+        https, http = (socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2))
+        self.port, self.http_port = https.getsockname()[1], http.getsockname()[1]
+        urls = [backend.url for backend in backends]
+        sites = sites or [{"hosts": ["a.test"], "routes": [{"backends": urls, **(route or {})}]}]
+        settings = Settings.model_validate(
+            {
+                "listen": {"https": [f"127.0.0.1:{self.port}"], "http": [f"127.0.0.1:{self.http_port}"]},
+                "sites": [{"certificate": "internal", **site} for site in sites],
+                "log": {"access": str(self.log_path), "format": "json", **(log or {})},
+                **sections,
+            }
+        )
+        for site in settings.sites:
+            self.store.put(f"internal/{site.hosts[0]}", issued(*site.hosts))
+        self.front = self.call(lambda: Front(settings, store=self.store, ticket_secret=b"s" * 32, loop=self.loop))
+        self.call(lambda: self.front.start([("https", https), ("http", http)]))
+        self._stack.callback(self._end_front)
+        return self.front
+
+    def connect(self, host: str = "a.test", *, receive_buffer: int = 0) -> Peer:
+        """A TLS client."""
+        raw = self._dial(self.port, receive_buffer)
+        client = client_context().wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False)
+        return self._closed_at_the_end(Peer(client))
+
+    def connect_plain(self) -> Peer:
+        """A client of the http listener."""
+        return self._closed_at_the_end(Peer(self._dial(self.http_port, 0)))
+
+    # --- the direction ------------------------------------------------------------------------------------------------
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run in the Front's loop and return the result."""
+
+        async def run() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
+
+    def tick(self, after: float = 0.0) -> None:
+        """What the worker does at every tick to its connections, as if `after` seconds had gone by."""
+
+        def run() -> None:
+            for connection in self.front.connections:
+                connection.check_deadline(self.loop.time() + after)
+
+        self.call(run)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until the loop has done what makes the condition true."""
+        limit = time.monotonic() + PATIENCE
+        while not self.call(condition):
+            assert time.monotonic() < limit, "it never became true"
+
+    def pool(self, url: str) -> str:
+        """What the worker knows of a backend: its active requests, idle connections and failures."""
+        return self.call(lambda: repr(self.front._backends[url]))
+
+    def wait_for_pool(self, url: str, text: str) -> None:
+        """Wait until `text` is part of it."""
+        self.wait(lambda: text in repr(self.front._backends[url]))
+
+    def begin_drain(self, timeout: float = 3.0) -> Future[None]:
+        """Start to drain; the result comes with the end."""
+        self._draining = asyncio.run_coroutine_threadsafe(self.front.drain(timeout), self.loop)
+        self.tick()
+        return self._draining
+
+    def log(self, count: int = 1) -> list[Json]:
+        """The lines of the access log, once there are `count`."""
+        limit = time.monotonic() + PATIENCE
+        while True:
+            self.call(self.front.reopen_logs)  # hands over what has gathered
+            text = self.log_path.read_text() if self.log_path.exists() else ""
+            lines = text.splitlines()
+            if len(lines) >= count:
+                assert len(lines) == count, lines
+                return [json.loads(line) for line in lines]
+            assert time.monotonic() < limit, lines
+
+    def _dial(self, port: int, receive_buffer: int) -> socket.socket:
+        sock = socket.socket()
+        sock.settimeout(PATIENCE)
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _closed_at_the_end(self, peer: Peer) -> Peer:
+        self._stack.callback(peer.close)
+        return peer
+
+    def _end_front(self) -> None:
+        (self._draining or self.begin_drain(0.0)).result(PATIENCE)
+
+    def _restore_collector(self) -> None:
+        """A Front sets it for a process of its own."""
+        gc.unfreeze()
+        gc.set_threshold(*self._collector)
+
+    def _stop_loop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE)
+        self.loop.close()
