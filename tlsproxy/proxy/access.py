@@ -1,9 +1,9 @@
 """The access log: one line per exchange, formatted on the request path, written off it.
 
-Strategy: a line is one f-string over strings that are mostly known already (what is fixed for a connection is formatted
-once); `json.dumps` of a dictionary costs four times as much. Lines gather in a list; the worker's tick, or 256 KiB, hands
-them to a writer thread, so that a slow disk or a full pipe never holds a request. If the thread falls 8 MiB behind,
-lines are dropped and counted.
+Strategy: a line is one f-string over strings that are mostly known already (what is fixed for a connection is
+formatted once); `json.dumps` of a dictionary costs four times as much. Lines gather in a list; the worker's tick, or
+256 KiB, hands them to a writer thread, so that a slow disk or a full pipe never holds a request. If the thread falls
+8 MiB behind, lines are dropped and counted.
 
 Rule kept: no credentials, no value of a query parameter named in `log.redact_query`, no body.
 """
@@ -100,7 +100,7 @@ class AccessLog:
         )
 
     def _describe_head(self, head: RequestHead) -> str:
-        """The part of a line that is the same for all requests with the same fields; a repeated head brings it along."""
+        """The part of a line that follows from the fields; a repeated head brings it along."""
         quoted = self._quoted
         head.log_part = (
             f'"method":{quoted[head.method]},"host":{_quote(head.host)},'

@@ -54,8 +54,8 @@ class BackendConnection(asyncio.Protocol):
     """See the module's text. Made by `Backend.connect`; `begin` starts a request, `release` or `abort` ends it."""
 
     __slots__ = (
-        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since", "is_open",
-        "reused",
+        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since",
+        "is_open", "reused",
     )  # fmt: skip
 
     def __init__(self, backend: Backend) -> None:

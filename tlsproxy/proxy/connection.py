@@ -64,6 +64,8 @@ class Connection(asyncio.Protocol):
         "_ended",
         "_linger_until",
         "_owner",
+        "_peer",
+        "_server_port",
         "_state",
         "_transport",
         "_wants_proxy_header",
@@ -74,8 +76,11 @@ class Connection(asyncio.Protocol):
     )
     scheme: Literal["https", "http"]
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: ConnectionOwner, peer: tuple[str, int] | None = None, server_port: int = 0) -> None:
+        """`peer` is the client's address and port, `server_port` ours; both are asked of the transport if not given."""
         self._owner = owner
+        self._peer = peer
+        self._server_port = server_port
         self._state = HELLO
         self._driver: Driver | None = None
         self._early = b""
@@ -98,7 +103,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        self.info = _connection_info(transport, self.scheme)
+        if self._peer is None:
+            self._peer, self._server_port = _addresses(transport)
+        self.info = ConnectionInfo(*self._peer, self._server_port, self.scheme)
         networks = self._owner.proxy_networks
         self._wants_proxy_header = bool(networks) and _is_member(self.info.client, networks)
         self._deadline = self._owner.loop.time() + self._owner.handshake_timeout
@@ -139,9 +146,11 @@ class Connection(asyncio.Protocol):
         if self._state is OPEN and not self._ended:
             self._transport.resume_reading()
 
-    def close(self) -> None:
+    def close(self, last: bytes = b"") -> None:
         if self._state is CLOSING or self._state is CLOSED:
             return
+        if last:
+            self._write_last(last)
         self._seal()
         self._state = CLOSING
         self._transport.close()
@@ -203,6 +212,10 @@ class Connection(asyncio.Protocol):
 
     def _started(self) -> None:
         raise NotImplementedError
+
+    def _write_last(self, data: bytes) -> None:
+        """`write`, with `_seal` to follow at once."""
+        self.write(data)
 
     def _seal(self) -> None:
         raise NotImplementedError
@@ -316,13 +329,19 @@ def _unacknowledged(transport: asyncio.Transport) -> int:
     return int.from_bytes(answer, "little")
 
 
-def _connection_info(transport: asyncio.BaseTransport, scheme: Literal["https", "http"]) -> ConnectionInfo:
+def _addresses(transport: asyncio.BaseTransport) -> tuple[tuple[str, int], int]:
     peer = transport.get_extra_info("peername")
     here = transport.get_extra_info("sockname")
-    client, client_port = (peer[0], peer[1]) if isinstance(peer, tuple) else ("", 0)
-    if client.startswith("::ffff:"):  # an IPv4 client on a dual-stack socket
-        client = client[7:]
-    return ConnectionInfo(client, client_port, here[1] if isinstance(here, tuple) else 0, scheme)
+    port = here[1] if isinstance(here, tuple) else 0
+    return client_address(peer), port
+
+
+def client_address(peer: object) -> tuple[str, int]:
+    """Address and port of a socket's peer; ("", 0) if it has none (a unix socket)."""
+    if not isinstance(peer, tuple):
+        return "", 0
+    # An IPv4 client on a dual-stack socket is an IPv4 client.
+    return peer[0].removeprefix("::ffff:"), peer[1]
 
 
 def _is_member(client: str, networks: Sequence[Network]) -> bool:

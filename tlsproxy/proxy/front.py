@@ -149,11 +149,11 @@ class Front:
         if self._failed_handshakes <= _HANDSHAKE_LINES:
             logger.info("tls.handshake_failed", extra={"reason": reason, "client": client, "sni": sni})
 
-    def _make_tls(self) -> Connection:
-        return TlsConnection(self)
+    def _make_tls(self, peer: tuple[str, int], port: int) -> Connection:
+        return TlsConnection(self, peer, port)
 
-    def _make_plain(self) -> Connection:
-        return PlainConnection(self)
+    def _make_plain(self, peer: tuple[str, int], port: int) -> Connection:
+        return PlainConnection(self, peer, port)
 
     # --- wiring -------------------------------------------------------------------------------------------------------
 

@@ -302,15 +302,17 @@ class Http1Driver:
 
     def exchange_done(self, *, request_complete: bool) -> None:
         self._exchange = None
-        self.flush()
         if not request_complete or self._body_pending:
+            self.flush()
             self._waiting_for = _NOTHING
             self._last = True
             self.stream.finish()
         elif self._last:
             self._waiting_for = _NOTHING
-            self.stream.close()
+            out, self._out = self._out, []
+            self.stream.close(b"".join(out))
         else:
+            self.flush()
             self._next_request()
 
     def exchange_cut(self) -> None:

@@ -16,7 +16,10 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Final
+
+from tlsproxy.proxy.connection import client_address
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.connection import Connection
@@ -90,11 +93,12 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        factory: Callable[[], Connection],
+        factory: Callable[[tuple[str, int], int], Connection],
         connections: Connections,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._sock = sock
+        self._port = client_address(sock.getsockname())[1]
         self._factory = factory
         self._connections = connections
         self._loop = loop
@@ -131,19 +135,18 @@ class Listener:
             self._wait_out(error)
             return
         self._in_trouble = False
-        client = address[0] if isinstance(address, tuple) else ""
-        if not self._connections.has_room_for(client.removeprefix("::ffff:")):
+        peer = client_address(address)
+        if not self._connections.has_room_for(peer[0]):
             self._turned_away += 1
             sock.close()
             return
-        sock.setblocking(False)
-        task = self._loop.create_task(self._connect(sock))
+        task = self._loop.create_task(self._connect(sock, peer))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
-    async def _connect(self, sock: socket.socket) -> None:
+    async def _connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._factory, sock)
+            await self._loop.connect_accepted_socket(partial(self._factory, peer, self._port), sock)
         except OSError:
             sock.close()  # the client is gone already
 

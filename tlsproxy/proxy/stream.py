@@ -83,8 +83,8 @@ class ClientStream(Protocol):
 
     def resume_reading(self) -> None: ...
 
-    def close(self) -> None:
-        """Flush what is written, then close_notify and FIN, then close. Nothing is delivered any more."""
+    def close(self, last: bytes = b"") -> None:
+        """Write `last`, flush what is written, then close_notify and FIN, then close. Nothing is delivered any more."""
         ...
 
     def finish(self) -> None:

@@ -22,8 +22,8 @@ class Tunnel:
     """See the module's text. Mutable state: `_active` (when a byte last moved), `_leaving`, `_said_*`, `_over`."""
 
     __slots__ = (
-        "_active", "_backend", "_bytes_in", "_bytes_out", "_exchange", "_from_backend", "_from_client", "_idle", "_leaving",
-        "_over", "_said_to_backend", "_said_to_client", "_stream",
+        "_active", "_backend", "_bytes_in", "_bytes_out", "_exchange", "_from_backend", "_from_client", "_idle",
+        "_leaving", "_over", "_said_to_backend", "_said_to_client", "_stream",
     )  # fmt: skip
 
     def __init__(
