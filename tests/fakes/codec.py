@@ -67,7 +67,9 @@ class Conversation:
         return [request for request in self.requests if request.complete]
 
     def values(self) -> tuple[object, ...]:
-        return [request.values() for request in self.requests], self.error is None, self.unused
+        # How much of a body came out before an error in it depends on the pieces, and on nothing else.
+        requests = self.complete if self.error else self.requests
+        return [request.values() for request in requests], self.error is None, self.unused
 
 
 def read_requests(pieces: Iterable[bytes], reader: RequestReader | None = None) -> Conversation:
@@ -133,7 +135,8 @@ class Answer:
             head.upgrade, head.trailer,
         )  # fmt: skip
         interim = [(each.status, each.fields) for each in self.interim]
-        return seen, interim, self.body, self.trailers, self.complete, self.error is None, self.unused
+        body = b"" if self.error else self.body  # as in Conversation
+        return seen, interim, body, self.trailers, self.complete, self.error is None, self.unused
 
 
 def read_answer(

@@ -142,6 +142,19 @@ STATUSES = [b"099", b"2 0", b"20", b"2000", b"+20", b"\xb200", b"100", b"101", b
 
 
 @st.composite
+def repeating_streams(draw: st.DrawFn) -> bytes:
+    """Requests of one client that says the same fields each time: a reader may remember them, but not more."""
+    lines = draw(header_lines(host=True)) + b"\r\n"
+    body = draw(bodies(b"\n" + lines))
+    starts = st.tuples(
+        mostly(b"POST", METHODS), st.sampled_from([b"/x", b"/y", *TARGETS]), mostly(b"HTTP/1.1", VERSIONS)
+    )
+    return b"".join(
+        b" ".join(start) + b"\r\n" + lines + body for start in draw(st.lists(starts, min_size=2, max_size=4))
+    )
+
+
+@st.composite
 def answers(draw: st.DrawFn) -> bytes:
     interim = draw(mostly(b"", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"]))
     usual = draw(st.sampled_from([b"200", b"200", b"200", b"404", b"204", b"304"]))
@@ -202,6 +215,7 @@ def edited(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 REQUEST_SEEDS = [case.raw for case in client_cases() if len(case.raw) < 700]
 ANSWER_SEEDS = [case.raw for case in backend_cases() if len(case.raw) < 700]
 STREAMS = st.one_of(
+    repeating_streams(),
     st.lists(requests(), min_size=1, max_size=3).map(b"".join),
     st.builds(edited, st.one_of(requests(), st.sampled_from(REQUEST_SEEDS)), EDITS),
 )

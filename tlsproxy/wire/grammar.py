@@ -66,8 +66,8 @@ def check_partial_head(piece: bytes) -> None:
     """The same for the newest piece of an unfinished head, so that garbage is refused before its deadline."""
     if piece.translate(None, _HEAD_BYTES):
         raise ProtocolError(400, "The message head contains a control character.")
-    rest = piece.replace(b"\r\n", b"")
-    if b"\n" in rest or b"\r" in rest[:-1]:
+    rest = (piece[:-1] if piece.endswith(b"\r") else piece).replace(b"\r\n", b"")
+    if b"\n" in rest or b"\r" in rest:
         raise ProtocolError(400, "A line of the message head does not end with CR LF.")
 
 

@@ -64,7 +64,13 @@ class RequestReader(MessageReader):
         origin, authority = grammar.parse_target(method, target)
         block = raw[end:]
         last = self._last
-        if last is not None and block == self._last_block and last.method == method and last.version == version:
+        if (
+            last is not None
+            and block == self._last_block
+            and last.method == method
+            and last.version == version
+            and authority is None  # an absolute target replaces the Host that `last` was judged by
+        ):
             # The usual client says the same about itself with every request, and what it says means the same.
             head = last.repeated(origin)
         else:
