@@ -1,7 +1,7 @@
 """A GiB in each direction past a peer that is slow at first: the worker holds a few buffers of it and no more.
 
-The peer first takes nothing until whoever sends is stuck, then 64 MiB slowly, then what is left as fast as it comes. The
-peak is the kernel's own (VmHWM, reset when the transfer begins), so nothing between two looks is missed.
+The peer first takes nothing until whoever sends is stuck, then 64 MiB slowly, then what is left as fast as it comes.
+The peak is the kernel's own (VmHWM, reset when the transfer begins), so nothing between two looks is missed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_head(source: socket.socket) -> tuple[bytes, bytes]:
 
 
 def send(target: socket.socket, size: int, stuck: threading.Event) -> int:
-    """Send so many zeros; return how many had gone when nothing moved for the first time, which `stuck` tells others."""
+    """Send so many zeros; return how many had gone when nothing moved for the first time; `stuck` tells then."""
     sent = in_flight = 0
     target.setblocking(False)
     while sent < size:
@@ -167,7 +167,7 @@ def upload(proxy: Proxy, backend: RawBackend) -> None:
         backend.in_flight = send(client, backend.size, backend.stuck)
         head_of_answer, body = read_head(client)
         assert head_of_answer.startswith(b"HTTP/1.1 200")
-        assert body or client.recv(10) == b"done"
+        assert (body or client.recv(10)) == b"done"
 
 
 @pytest.mark.parametrize("transfer", [download, upload])
