@@ -1,4 +1,4 @@
-"""Every bad input through the real front: `tlsproxy run`, TLS, and a recording backend.
+"""Every bad input, and what our own tests call refused, through the real front: `tlsproxy run`, TLS, a recording server.
 
 Outcomes are read off the wire: "forward" and "forward-normalised" are an answer with `X-Backend: yes`, a number is an
 answer of the proxy's own, "close" and "timeout" no answer at all, "truncate-close" one that h11 calls incomplete.
@@ -20,13 +20,14 @@ import pytest
 import trustme
 
 from tests.fakes.recording_backend import Misbehaviour, Recorded, RecordingBackend
+from tests.fakes.refused import REFUSED, REFUSED_ANSWERS
 from tests.fakes.vectors import Case, backend_cases, client_cases, load
 from tests.system.running import Proxy, running_proxy, until, write_pair
 
 pytestmark = pytest.mark.system
 
 PATIENCE = 15.0
-SIDE_BY_SIDE = 24
+SIDE_BY_SIDE = 48
 LIMITS = '[limits]\nheader_timeout = "1s"\nhandshake_timeout = "1s"\nkeep_alive = "1s"\nbody_idle = "1s"\n'
 ASK = b"GET /after HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"
 
@@ -41,9 +42,31 @@ class Seen:
     after: int
 
 
-CLIENT_CASES = client_cases()
-BACKEND_CASES = backend_cases()
-ADDRESS = {case.id: f"127.0.9.{number}" for number, case in enumerate([*CLIENT_CASES, *BACKEND_CASES], 1)}
+def refused_request(what: str) -> Case:
+    status, raw = REFUSED[what]
+    accept = frozenset((str(status), "close"))
+    return Case(what, "client", raw, str(status), accept, max_backend_requests=0, conn_after="close")
+
+
+def refused_answer(what: str) -> Case:
+    ask = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n"
+    return Case(
+        f"answer: {what}",
+        "backend",
+        REFUSED_ANSWERS[what],
+        "502",
+        frozenset(("502",)),
+        client_request=ask,
+        backend_action="keep",
+    )
+
+
+CLIENT_CASES = [*client_cases(), *map(refused_request, REFUSED)]
+BACKEND_CASES = [*backend_cases(), *map(refused_answer, REFUSED_ANSWERS)]
+ADDRESS = {
+    case.id: f"127.0.{9 + number // 250}.{1 + number % 250}"
+    for number, case in enumerate([*CLIENT_CASES, *BACKEND_CASES])
+}
 
 
 @pytest.fixture(scope="module")
