@@ -142,11 +142,13 @@ class Stage:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
 
     def tick(self, after: float = 0.0) -> None:
-        """What the worker does at every tick to its connections, as if `after` seconds had gone by."""
+        """What the worker does at every tick to its connections and pools, as if `after` seconds had gone by."""
 
         def run() -> None:
             for connection in self.front.connections:
                 connection.check_deadline(self.loop.time() + after)
+            for backend in self.front._backends.values():
+                backend.close_idle(self.loop.time() + after)
 
         self.call(run)
 
