@@ -10,7 +10,7 @@ from tlsproxy.proxy import upstream as module
 from tlsproxy.proxy.backend import BackendConnection
 from tlsproxy.proxy.upstream import Backend, Upstream
 
-CLIENTS = [f"198.51.100.{number}" for number in range(200)]
+CLIENTS = [f"198.51.100.{number}" for number in range(256)]
 
 
 class Clock:
@@ -65,7 +65,7 @@ class TestBalance:
         upstream = make(3, "ip_hash")
         chosen = [upstream.choose(client) for client in CLIENTS]
         assert chosen == [upstream.choose(client) for client in CLIENTS]
-        assert min(Counter(chosen).values()) > 40
+        assert min(Counter(chosen).values()) > 64
 
     def test_ip_hash_is_the_same_in_every_worker(self) -> None:
         urls = [

@@ -17,8 +17,8 @@ import logging
 import random
 import socket
 import time
-import zlib
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Final
 
 from tlsproxy.proxy.backend import BackendConnection
@@ -217,8 +217,9 @@ class Upstream:
         return random.choice(candidates)  # noqa: S311
 
     def _ip_hash(self, candidates: Sequence[Backend], client: str) -> Backend:
-        # Rendezvous hashing: when a backend leaves, only its own clients move.
-        return max(candidates, key=lambda backend: zlib.crc32(f"{client} {backend.url}".encode()))
+        # Rendezvous hashing: when a backend leaves, only its own clients move. CRC-32 would be quicker by 1 µs, but is
+        # linear: of three backends one got half of all clients.
+        return max(candidates, key=lambda backend: blake2b(f"{client} {backend.url}".encode(), digest_size=8).digest())
 
 
 def split_url(url: str) -> tuple[str, int]:
