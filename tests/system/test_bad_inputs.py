@@ -1,4 +1,4 @@
-"""Every bad input, and what our own tests call refused, through the real front: `tlsproxy run`, TLS, a recording server.
+"""Every bad input, and what our own tests call refused, through the real front: `tlsproxy run`, TLS, a recorder.
 
 Outcomes are read off the wire: "forward" and "forward-normalised" are an answer with `X-Backend: yes`, a number is an
 answer of the proxy's own, "close" and "timeout" no answer at all, "truncate-close" one that h11 calls incomplete.

@@ -59,7 +59,7 @@ def h11_requests(data: bytes) -> tuple[list[Read], str]:
                     requests.append(Read(event))
                 elif take(event, requests[-1]):
                     requests[-1].keep_alive = connection.their_state is not h11.MUST_CLOSE
-                    data = connection.trailing_data[0] if requests[-1].keep_alive else b""
+                    data = connection.trailing_data[0]  # read on: h11 keeps no HTTP/1.0 connection, we do if asked
                     break
     except h11.RemoteProtocolError as error:
         return requests, str(error)
