@@ -57,7 +57,8 @@ def write_pair(
 ) -> str:
     """Issue a certificate, write `stem`.pem and `stem`.key by rename; return the TOML value that names them."""
     kind = trustme.KeyType.RSA if rsa else trustme.KeyType.ECDSA
-    leaf = authority.issue_cert(*names, key_type=kind, not_after=datetime.now(UTC) + timedelta(days=days))
+    begin = datetime.now(UTC) - timedelta(hours=1)
+    leaf = authority.issue_cert(*names, key_type=kind, not_before=begin, not_after=begin + timedelta(days=days))
     put(folder / f"{stem}.pem", b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
     put(folder / f"{stem}.key", leaf.private_key_pem.bytes())
     return f'{{ chain = "{stem}.pem", key = "{stem}.key" }}'

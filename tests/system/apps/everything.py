@@ -37,6 +37,18 @@ def hello() -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
+@app.get("/careful")
+def careful() -> PlainTextResponse:
+    """Answer with the headers that scanners want of an application; they are none of the proxy's business."""
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+    return PlainTextResponse("careful", headers=headers)
+
+
 @app.get("/whoami")
 def whoami(request: Request) -> dict[str, object]:
     return {
