@@ -178,7 +178,7 @@ class Stage:
         while True:
             self.call(self.front.reopen_logs)  # hands over what has gathered
             text = self.log_path.read_text() if self.log_path.exists() else ""
-            lines = text.splitlines()
+            lines = text.split("\n")[:-1]  # a long line may be seen half written
             if len(lines) >= count:
                 assert len(lines) == count, lines
                 return [json.loads(line) for line in lines]

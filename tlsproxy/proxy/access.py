@@ -145,7 +145,7 @@ class AccessLog:
     def _redact(self, query: bytes) -> bytes:
         parts = [part.partition(b"=") for part in query.split(b"&")]
         return b"&".join(
-            name + equals + (b"REDACTED" if unquote_to_bytes(name).lower() in self._redacted else value)
+            name + equals + (b"REDACTED" if value and unquote_to_bytes(name).lower() in self._redacted else value)
             for name, equals, value in parts
         )
 
