@@ -54,7 +54,7 @@ class StoreError(TlsproxyError):
     """The certificate store can't be opened, read or written."""
 
 
-class NotRunning(TlsproxyError):  # noqa: N818 - says a state, as the command that shows it does
+class NotRunning(TlsproxyError):
     """There is no running proxy to talk to."""
 
     exit_code = 3

@@ -79,7 +79,7 @@ class Http1Driver:
         self._reader = RequestReader(
             header_size=services.header_size, header_count=services.header_count, target_size=services.target_size
         )
-        self._peer = Peer(stream.info.client, stream.info.scheme, services.forwarding)
+        self._peer = Peer(stream.info.client, stream.info.scheme, services.forwarding, stream.info.sni)
         self._exchange: Exchange | None = None
         self._tunnel: Tunnel | None = None
         self._out: list[bytes] = []

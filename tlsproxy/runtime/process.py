@@ -32,7 +32,7 @@ PARTING_TIME = 5.0
 """Seconds between a child's last word and its end, before it is killed."""
 
 
-class ChildFailed(TlsproxyError):  # noqa: N818 - says what happened
+class ChildFailed(TlsproxyError):
     """A child could not be started; the message holds its own reason."""
 
 

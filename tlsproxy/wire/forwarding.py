@@ -53,12 +53,16 @@ class Options:
 
 
 class Peer:
-    """The other end of one client connection, as far as forwarding cares."""
+    """The other end of one client connection, as far as forwarding cares.
 
-    __slots__ = ("address", "fixed", "is_trusted", "options", "ports", "scheme")
+    `name` is the host it asked TLS for; it stands in where HTTP/1.0 came without Host, as it does in routing.
+    """
 
-    def __init__(self, address: str, scheme: str, options: Options) -> None:
+    __slots__ = ("address", "fixed", "is_trusted", "name", "options", "ports", "scheme")
+
+    def __init__(self, address: str, scheme: str, options: Options, name: str = "") -> None:
         self.address = address
+        self.name = _well_formed_host(name.encode("latin-1", "replace"), b"")
         self.scheme = scheme.encode()
         self.options = options
         self.is_trusted = address in options.trust
@@ -87,14 +91,15 @@ def outbound_request(head: RequestHead, peer: Peer, *, request_id: bytes, starte
 
     The framing field that goes out is the one of `head.framing`, exactly one (security rule 2).
     """
-    fields: Fields = [(b"Host", head.authority), *head.fields]
+    authority = head.authority or peer.name
+    fields: Fields = [(b"Host", authority), *head.fields]
     client = peer.address
     if peer.is_trusted:
         client, request_id = _add_trusted(fields, head, peer, request_id, prefix)
     else:
         fields += peer.fixed
         fields.append(peer.ports if not head.port else (b"X-Forwarded-Port", head.port))
-        fields.append((b"X-Forwarded-Host", head.authority))
+        fields.append((b"X-Forwarded-Host", authority))
         if prefix:
             fields.append((b"X-Forwarded-Prefix", prefix))
         if peer.options.forwarded:
@@ -135,7 +140,7 @@ def _add_trusted(fields: Fields, head: RequestHead, peer: Peer, request_id: byte
     scheme = _last(said, b"x-forwarded-proto").lower()
     scheme = scheme if scheme in (b"http", b"https") else peer.scheme
     fields.append((b"X-Forwarded-Proto", scheme))
-    host = _well_formed_host(_last(said, b"x-forwarded-host"), head.authority)
+    host = _well_formed_host(_last(said, b"x-forwarded-host"), head.authority or peer.name)
     fields.append((b"X-Forwarded-Host", host))
     port = _last(said, b"x-forwarded-port")
     fields.append((b"X-Forwarded-Port", port if port and grammar.is_port(port) else head.port or _DEFAULT_PORT[scheme]))
@@ -205,4 +210,4 @@ def is_request_id(value: bytes) -> bool:
 def _forwarded_element(peer: Peer, head: RequestHead) -> bytes:
     """One element of RFC 7239 4: addresses of IPv6 are bracketed and quoted (section 6)."""
     node = b'"[%b]"' % peer.address.encode() if ":" in peer.address else peer.address.encode()
-    return b'for=%b;host="%b";proto=%b' % (node, head.authority, peer.scheme)
+    return b'for=%b;host="%b";proto=%b' % (node, head.authority or peer.name, peer.scheme)

@@ -1,8 +1,8 @@
 """The HTTP/1.1 codec of the data path: bytes in, heads and body pieces out, and back. Pure; llhttp parses fields.
 
 Strategy: a reader collects bytes until a head is whole, splits it into lines, has each judged (`lines`: llhttp sees
-every line that is new) and decides the framing itself from all fields together. llhttp never sees a body: bodies are counted
-or de-chunked in `bodies`, so that no parser state outlives a line and an answer to HEAD needs no trick.
+every line that is new) and decides the framing itself from all fields together. llhttp never sees a body: bodies are
+counted or de-chunked in `bodies`, so that no parser state outlives a line and an answer to HEAD needs no trick.
 
 Rules kept: one framing or an error (RFC 9112 6.3); after a ProtocolError the reader must not be used again.
 """

@@ -2,8 +2,8 @@
 
 Strategy: heads repeat. A browser, an API client, a framework send the same `Accept`, `User-Agent` or `Content-Type`
 line again and again, so a line that was parsed and found good is remembered under its exact bytes, and the request path
-pays one dictionary look-up for it (45 ns against 1 µs and more). A line that was not seen yet is checked byte by byte here
-and taken apart by llhttp.
+pays one dictionary look-up for it (45 ns against 1 µs and more). A line that was not seen yet is checked byte by byte
+here and taken apart by llhttp.
 
 Rules kept: only good lines are remembered; what may hold a secret, and what is long, never is; the table is bounded,
 and emptied when it is full, so that a flood of new lines costs a flood of parses and nothing else.
