@@ -13,7 +13,6 @@ from tlsproxy.wire.http1 import (
     ResponseReader,
     chunk,
     last_chunk,
-    request_head_bytes,
     response_head_bytes,
 )
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
@@ -37,8 +36,8 @@ class Request:
 
     def forwarded(self, peer: Peer = PEER) -> bytes:
         """What a backend would get of it."""
-        outbound = outbound_request(self.head, peer, request_id=b"id", started_ms=1, prefix=b"")
-        head = request_head_bytes(self.head.method, self.head.target, outbound.fields)
+        outbound = outbound_request(self.head, peer, self.head.target, request_id=b"id", started_ms=1, prefix=b"")
+        head = outbound.data
         if self.head.framing is not Framing.CHUNKED:
             return head + self.body
         end = last_chunk(allowed_trailers(self.trailers)) if self.complete else b""

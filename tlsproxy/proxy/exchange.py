@@ -30,7 +30,7 @@ from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
 from tlsproxy.wire.grammar import IDEMPOTENT
-from tlsproxy.wire.http1 import chunk, last_chunk, request_head_bytes
+from tlsproxy.wire.http1 import chunk, last_chunk
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -257,13 +257,14 @@ class Exchange:
         outbound = outbound_request(
             head,
             peer,
+            route.outbound_target(head.target),
             request_id=self._services.next_request_id(),
             started_ms=int(self.started_at * 1000),
             prefix=route.prefix if route.strip else b"",
         )
         self.client = outbound.client
         self.request_id = outbound.request_id
-        self._request = request_head_bytes(head.method, route.outbound_target(head.target), outbound.fields)
+        self._request = outbound.data
         self._dispatch()
 
     def _over_body_limit(self, size: int) -> bool:

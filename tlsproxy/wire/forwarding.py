@@ -76,40 +76,65 @@ class Peer:
 
 
 class Outbound:
-    """What was decided for one request: the fields to send, and who the client really is."""
+    """What was decided for one request: the head's bytes for an HTTP/1.1 backend, and who the client really is."""
 
-    __slots__ = ("client", "fields", "request_id")
+    __slots__ = ("client", "data", "request_id")
 
-    def __init__(self, fields: Fields, client: str, request_id: bytes) -> None:
-        self.fields = fields
+    def __init__(self, data: bytes, client: str, request_id: bytes) -> None:
+        self.data = data
         self.client = client
         self.request_id = request_id
 
 
-def outbound_request(head: RequestHead, peer: Peer, *, request_id: bytes, started_ms: int, prefix: bytes) -> Outbound:
-    """The fields for the backend. `request_id` is used unless a trusted peer sent a good one; `prefix` was stripped.
+def outbound_request(
+    head: RequestHead, peer: Peer, target: bytes, *, request_id: bytes, started_ms: int, prefix: bytes
+) -> Outbound:
+    """The head for the backend. `request_id` is used unless a trusted peer sent a good one; `prefix` was stripped.
 
-    The framing field that goes out is the one of `head.framing`, exactly one (security rule 2).
+    The framing field that goes out is the one of `head.framing`, exactly one (security rule 2). The part that is the
+    same for all requests with the same fields is kept with the head: a client that repeats itself is served from it.
     """
-    authority = head.authority or peer.name
-    fields: Fields = [(b"Host", authority), *head.fields]
     client = peer.address
     if peer.is_trusted:
-        client, request_id = _add_trusted(fields, head, peer, request_id, prefix)
+        fields, client, request_id = _trusted_fields(head, peer, request_id, prefix)
+        block = _block(fields)
+    elif head.outbound is not None and head.outbound[0] == prefix:
+        block = head.outbound[1]
     else:
-        fields += peer.fixed
-        fields.append(peer.ports if not head.port else (b"X-Forwarded-Port", head.port))
-        fields.append((b"X-Forwarded-Host", authority))
-        if prefix:
-            fields.append((b"X-Forwarded-Prefix", prefix))
-        if peer.options.forwarded:
-            fields.append((b"Forwarded", _forwarded_element(peer, head)))
-    fields.append((b"X-Request-ID", request_id))
-    fields.append((b"X-Request-Start", b"t=%d" % started_ms))
+        block = _block(outbound_fields(head, peer, prefix))
+        head.outbound = (prefix, block)
+    data = b"%b %b HTTP/1.1\r\n%bX-Request-ID: %b\r\nX-Request-Start: t=%d\r\n\r\n" % (
+        head.method,
+        target,
+        block,
+        request_id,
+        started_ms,
+    )
+    return Outbound(data, client, request_id)
+
+
+def outbound_fields(head: RequestHead, peer: Peer, prefix: bytes) -> Fields:
+    """The fields for the backend of a peer that is not trusted, without request id and start time."""
+    authority = head.authority or peer.name
+    fields: Fields = [(b"Host", authority), *head.fields, *peer.fixed]
+    fields.append(peer.ports if not head.port else (b"X-Forwarded-Port", head.port))
+    fields.append((b"X-Forwarded-Host", authority))
+    if prefix:
+        fields.append((b"X-Forwarded-Prefix", prefix))
+    if peer.options.forwarded:
+        fields.append((b"Forwarded", _forwarded_element(peer, head)))
+    return _with_framing(fields, head, peer)
+
+
+def _block(fields: Fields) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
+def _with_framing(fields: Fields, head: RequestHead, peer: Peer) -> Fields:
     if peer.options.via:
         fields.append((b"Via", b"1.1 tlsproxy"))
     _add_framing(fields, head)
-    return Outbound(fields, client, request_id)
+    return fields
 
 
 def _add_framing(fields: Fields, head: RequestHead) -> None:
@@ -126,8 +151,9 @@ def _add_framing(fields: Fields, head: RequestHead) -> None:
         fields += [(b"TE", b"trailers"), (b"Connection", b"TE")]  # RFC 9110 10.1.4
 
 
-def _add_trusted(fields: Fields, head: RequestHead, peer: Peer, request_id: bytes, prefix: bytes) -> tuple[str, bytes]:
-    """Merge what a trusted proxy said with what we see. Returns the real client's address and the request id."""
+def _trusted_fields(head: RequestHead, peer: Peer, request_id: bytes, prefix: bytes) -> tuple[Fields, str, bytes]:
+    """Merge what a trusted proxy said with what we see: the fields, the real client's address, the request id."""
+    fields: Fields = [(b"Host", head.authority or peer.name), *head.fields]
     said: dict[bytes, list[bytes]] = {}
     for kind, name, value in head.special:
         if kind is Kind.FORWARDING:
@@ -152,7 +178,7 @@ def _add_trusted(fields: Fields, head: RequestHead, peer: Peer, request_id: byte
         fields.append((b"Forwarded", b", ".join([*said.get(b"forwarded", []), _forwarded_element(peer, head)])))
     fields += [(name, value) for name, values in said.items() if name not in _OURS for value in values]
     sent_id = _last(said, b"x-request-id")
-    return client, sent_id if is_request_id(sent_id) else request_id
+    return _with_framing(fields, head, peer), client, sent_id if is_request_id(sent_id) else request_id
 
 
 def _last(said: dict[bytes, list[bytes]], name: bytes) -> bytes:

@@ -229,30 +229,42 @@ class ResponseReader(MessageReader):
     `expect` must be told for each request before its answer is read: the framing depends on the method.
     """
 
-    __slots__ = ("_bodiless",)
+    __slots__ = ("_bodiless", "_last", "_last_raw")
 
     def __init__(self) -> None:
         super().__init__()
         self._bodiless = False
+        self._last: ResponseHead | None = None  # with its bytes, and valid for this kind of request only
+        self._last_raw = b""
 
     def expect(self, method: bytes) -> None:
         """Prepare for the answer to a request with `method`."""
-        self._bodiless = method == b"HEAD"
+        bodiless = method == b"HEAD"
+        if bodiless is not self._bodiless:
+            self._bodiless = bodiless
+            self._last = None
 
     def next_head(self) -> ResponseHead | None:
-        """The next head, interim (1xx) ones included, or None while it is not whole."""
+        """The next head, interim (1xx) ones included, or None. It may be one handed out before: do not edit."""
         raw = self.take_head(_ANSWER_HEADER_SIZE)
         if raw is None:
             end = self._buffer.find(b"\r\n")
             if end >= 0:
                 parse_status_line(self._buffer[:end])
             return None
+        last = self._last
+        if last is not None and raw == self._last_raw:
+            # Under load a backend says the same many times within a second (then `Date` changes).
+            self.begin_body(last.framing, last.length if last.length > 0 else 0)
+            return last
         lines = raw.split(b"\r\n")
         if len(lines) - 3 > _ANSWER_HEADER_COUNT:
             raise ProtocolError(502, f"The answer has more than {_ANSWER_HEADER_COUNT} header fields.")
         status, reason, version = STATUS_LINES[lines[0]]
         head = ResponseHead(status, reason)
+        self._last = None
         self._hop_names = self._judge(head, lines, version)
+        self._last, self._last_raw = head, raw
         self.begin_body(head.framing, head.length if head.length > 0 else 0)
         return head
 
@@ -359,11 +371,6 @@ class _StatusLines(dict[bytes, tuple[int, bytes, int]]):
 REQUEST_LINES: Final = FieldLines(REQUEST_KIND)
 RESPONSE_LINES: Final = FieldLines(RESPONSE_KIND)
 STATUS_LINES: Final = _StatusLines()
-
-
-def request_head_bytes(method: bytes, target: bytes, fields: Fields) -> bytes:
-    """A request head as HTTP/1.1 sends it. `fields` is not empty: there always is a Host."""
-    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (method, target, b"\r\n".join(map(b": ".join, fields)))
 
 
 def response_head_bytes(status: int, reason: bytes, fields: Fields) -> bytes:

@@ -55,7 +55,7 @@ class RequestHead:
         "keep_alive",
         "length",
         "log_part",
-        "method",
+        "method", "outbound",
         "port",
         "referer",
         "special",
@@ -84,6 +84,7 @@ class RequestHead:
         self.user_agent = b""
         self.referer = b""
         self.log_part = ""  # what the access log says of these fields, kept there by it
+        self.outbound: tuple[bytes, bytes] | None = None  # what `forwarding` makes of them, kept there by it
 
     def repeated(self, target: bytes) -> RequestHead:
         """The head of a request that differs from this one in its target only. The lists are shared, not edited."""
@@ -105,6 +106,7 @@ class RequestHead:
         head.user_agent = self.user_agent
         head.referer = self.referer
         head.log_part = self.log_part
+        head.outbound = self.outbound
         return head
 
     @property
