@@ -64,6 +64,7 @@ class Stage:
     front: Front
     port: int
     http_port: int
+    listeners: tuple[socket.socket, socket.socket]
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,6 +104,7 @@ class Stage:
     ) -> Front:
         """Start a Front with one site a.test whose one route has these backends, or with `sites`."""
         https, http = (socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2))
+        self.listeners = (https, http)
         self.port, self.http_port = https.getsockname()[1], http.getsockname()[1]
         urls = [backend.url for backend in backends]
         sites = sites or [{"hosts": ["a.test"], "routes": [{"backends": urls, **(route or {})}]}]
@@ -115,17 +117,22 @@ class Stage:
             }
         )
         for site in settings.sites:
-            self.store.put(f"internal/{site.hosts[0]}", issued(*site.hosts))
+            if site.certificate == "internal":
+                self.store.put(f"internal/{site.hosts[0]}", issued(*site.hosts))
         self.front = self.call(lambda: Front(settings, store=self.store, ticket_secret=b"s" * 32, loop=self.loop))
         self.call(lambda: self.front.start([("https", https), ("http", http)]))
         self._stack.callback(self._end_front)
         return self.front
 
-    def connect(self, host: str = "a.test", *, receive_buffer: int = 0) -> Peer:
-        """A TLS client."""
-        raw = self._dial(self.port, receive_buffer)
+    def connect(self, host: str = "a.test", *, receive_buffer: int = 0, source: str = "") -> Peer:
+        """A TLS client that trusts the stage's authority."""
+        raw = self.dial(receive_buffer, source)
         client = client_context().wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False)
         return self._closed_at_the_end(Peer(client))
+
+    def dial(self, receive_buffer: int = 0, source: str = "") -> socket.socket:
+        """A TCP connection to the https listener. The caller closes it."""
+        return self._dial(self.port, receive_buffer, source)
 
     def connect_plain(self) -> Peer:
         """A client of the http listener."""
@@ -184,12 +191,18 @@ class Stage:
                 return [json.loads(line) for line in lines]
             assert time.monotonic() < limit, lines
 
-    def _dial(self, port: int, receive_buffer: int) -> socket.socket:
+    def _dial(self, port: int, receive_buffer: int, source: str = "") -> socket.socket:
         sock = socket.socket()
         sock.settimeout(PATIENCE)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.connect(("127.0.0.1", port))
+        try:
+            if source:
+                sock.bind((source, 0))
+            sock.connect(("127.0.0.1", port))
+        except OSError:
+            sock.close()
+            raise
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.fakes.backend import OK
@@ -330,6 +332,105 @@ class TestTargetsAndMethods:
         assert (answer.get("allow") is not None) == (status == 405)
         assert client.has_ended()
         assert not backend.is_called(0)
+
+
+class TestRepetition:
+    """A client that sends the same fields again may be recognised, but every request is judged by itself."""
+
+    def told(self, stage: Stage, *requests: bytes, host: str = "a.test", **settings: Any) -> list[Message]:
+        """What the backend gets of requests over one connection."""
+        backend = stage.backend()
+        routes = [{"backends": [backend.url]}, {"path": "/api", "strip_prefix": True, "backends": [backend.url]}]
+        stage.serve(sites=[{"hosts": [host], "routes": routes} for host in ("a.test", "b.test")], **settings)
+        client = stage.connect(host)
+        client.send(requests[0])
+        upstream = backend.accept()
+        got = []
+        for following in (*requests[1:], b""):
+            got.append(upstream.message())
+            upstream.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+            client.message()
+            client.send(following)
+        return got
+
+    def test_with_another_target_and_another_route(self, stage: Stage) -> None:
+        got = self.told(stage, *(GET % path for path in (b"/1", b"/api/2", b"/3?q", b"/api/4", b"/api/4", b"/1")))
+        assert [request.target for request in got] == [b"/1", b"/2", b"/3?q", b"/4", b"/4", b"/1"]
+        prefixes = [request.get("x-forwarded-prefix") for request in got]
+        assert prefixes == [None, b"/api", None, b"/api", b"/api", None]
+        assert [line["path"] for line in stage.log(6)] == ["/1", "/api/2", "/3", "/api/4", "/api/4", "/1"]
+
+    def test_with_another_method(self, stage: Stage) -> None:
+        block = b" / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n"
+        methods = [b"GET", b"HEAD", b"POST", b"GET", b"HEAD"]
+        got = self.told(stage, *(method + block for method in methods))
+        assert [request.start.split()[0] for request in got] == methods
+        assert [line["method"].encode() for line in stage.log(5)] == methods
+
+    def test_with_another_version(self, stage: Stage) -> None:
+        fields = b"\r\nHost: a.test\r\nConnection: keep-alive\r\nTE: trailers\r\n\r\n"
+        self.told(stage, *(b"GET / HTTP/" + version + fields for version in (b"1.1", b"1.0", b"1.1")))
+        assert [line["http"] for line in stage.log(3)] == ["1.1", "1.0", "1.1"]
+
+    def test_with_another_authority_in_the_target(self, stage: Stage) -> None:
+        lines = (b"GET / HTTP/1.1", b"GET https://b.test:1/ HTTP/1.1", b"GET / HTTP/1.1")
+        got = self.told(stage, *(line + b"\r\nHost: a.test\r\n\r\n" for line in lines))
+        assert [request.get("host") for request in got] == [b"a.test", b"b.test:1", b"a.test"]
+        assert [request.get("x-forwarded-host") for request in got] == [b"a.test", b"b.test:1", b"a.test"]
+        assert [request.get("x-forwarded-port") for request in got] == [b"443", b"1", b"443"]
+        assert [line["host"] for line in stage.log(3)] == ["a.test", "b.test", "a.test"]
+
+    def test_with_another_body(self, stage: Stage) -> None:
+        head = b"PUT / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTrailer: T\r\n\r\n"
+        bodies = [b"1\r\na\r\n0\r\nT: 1\r\n\r\n", b"0\r\n\r\n", b"1\r\nb\r\n0\r\nU: 2\r\n\r\n"]
+        got = self.told(stage, *(head + body for body in bodies))
+        assert [(request.body, request.trailers) for request in got] == [
+            (b"a", [(b"T", b"1")]), (b"", []), (b"b", [(b"U", b"2")]),
+        ]  # fmt: skip
+
+    def test_with_ids_and_times_of_their_own(self, stage: Stage) -> None:
+        got = self.told(stage, *[GET % b"/"] * 3)
+        assert len({request.get("x-request-id") for request in got}) == 3
+        assert [(request.get("x-request-id") or b"").decode() for request in got] == [
+            line["request_id"] for line in stage.log(3)
+        ]
+
+    def test_behind_a_trusted_proxy_that_carries_many_clients(self, stage: Stage) -> None:
+        requests = [
+            b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-For: 203.0.113.%d\r\nX-Request-ID: id-%d\r\n\r\n" % (n, n)
+            for n in (1, 2, 1)
+        ]
+        got = self.told(stage, *requests, server={"trusted_proxies": ["127.0.0.1"]})
+        assert [request.get("x-real-ip") for request in got] == [b"203.0.113.1", b"203.0.113.2", b"203.0.113.1"]
+        assert [request.get("x-request-id") for request in got] == [b"id-1", b"id-2", b"id-1"]
+        assert [line["client"] for line in stage.log(3)] == ["203.0.113.1", "203.0.113.2", "203.0.113.1"]
+
+    def test_by_another_client_from_another_address(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        for address in ("127.0.0.1", "127.0.0.2", "127.0.0.1"):
+            client = stage.connect(source=address)
+            client.send(GET % b"/")
+            upstream = backend.accept()
+            assert upstream.message().get("x-forwarded-for") == address.encode()
+            upstream.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            client.message()
+        assert [line["client"] for line in stage.log(3)] == ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
+
+    @pytest.mark.parametrize("broken", [b"GET / HTTP/1.2", b"BREW / HTTP/1.1", b"GET x HTTP/1.1", b"GET  / HTTP/1.1"])
+    def test_a_request_line_that_is_wrong_is_refused_all_the_same(self, stage: Stage, broken: bytes) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        client = stage.connect()
+        client.send(GET % b"/")
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(OK)
+        client.message()
+        client.send(broken + b"\r\nHost: a.test\r\n\r\n")
+        assert client.message().status >= 400
+        assert client.has_ended()
+        assert upstream.is_quiet(0.02)
 
 
 class TestLimits:
