@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.fakes.codec import Answer, Conversation, read_answer, read_requests, request_reader, split, ways
 from tests.fakes.generated import ANSWERS, STREAMS
 from tests.fakes.refused import HOST, REFUSED, REFUSED_ANSWERS, UPGRADE, answer, chunked, post, request
-from tlsproxy.wire.http1 import ResponseReader, chunk, last_chunk, request_head_bytes, response_head_bytes
+from tlsproxy.wire.http1 import ResponseReader, chunk, last_chunk, response_head_bytes
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 
@@ -241,6 +241,38 @@ def test_a_repeated_block_means_the_same_only_in_the_same_surroundings() -> None
         assert read.error
 
 
+def test_a_repeated_answer_means_what_it_meant_to_that_kind_of_request() -> None:
+    """The reader remembers the last answer's head; GET and HEAD read the same bytes in two ways."""
+    whole = answer(b"Content-Length: 5\r\n", b"hello")
+    only_head = answer(b"Content-Length: 5\r\n")
+    early = answer(b"Link: </x>\r\n", line=b"HTTP/1.1 103 Early Hints")
+    reader = ResponseReader()
+    for method, raw in [
+        (b"GET", whole),
+        (b"GET", whole),
+        (b"HEAD", only_head),
+        (b"HEAD", only_head),
+        (b"GET", early + whole),
+    ]:
+        read = read_answer([raw], method, reader=reader)
+        assert read.values() == read_answer([raw], method).values()
+        assert read.reusable
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(ANSWERS, st.sampled_from([b"GET", b"GET", b"HEAD"]), st.integers(1, 3)), min_size=1, max_size=3)
+)
+def test_answers_mean_the_same_on_a_connection_that_was_used(steps: list[tuple[bytes, bytes, int]]) -> None:
+    reader = ResponseReader()
+    for raw, method, times in steps:
+        for _ in range(times):
+            read = read_answer([raw], method, reader=reader)
+            assert read.values() == read_answer([raw], method).values()
+            if not read.reusable:
+                return
+
+
 # --- limits
 
 
@@ -430,7 +462,8 @@ def test_what_is_written_is_read_back(
 ) -> None:
     body = b"".join(map(chunk, pieces)) + last_chunk(trailers)
     coding = [(b"Transfer-Encoding", b"chunked")]
-    sent = request_head_bytes(b"PUT", b"/x", [(b"Host", b"a.test"), *fields, *coding]) + body
+    lines = b"".join(b"%b: %b\r\n" % field for field in [*fields, *coding])
+    sent = request(HOST + lines, line=b"PUT /x HTTP/1.1", body=body)
     read = read_requests(some_cuts(sent, places)).complete[0]
     assert (read.head.fields, read.body) == (fields, b"".join(pieces))
     assert [name for name, _ in read.trailers] == [name for name, _ in trailers]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tlsproxy.wire.fields import REQUEST_KIND, Kind
+from tlsproxy.wire.grammar import TOKEN
+from tlsproxy.wire.lines import FieldLines, parse_field_line
+from tlsproxy.wire.messages import ProtocolError
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b"A: b", (b"A", b"b")),
+        (b"A:b", (b"A", b"b")),
+        (b"A: \t b \t ", (b"A", b"b")),
+        (b"A:", (b"A", b"")),
+        (b"A: ", (b"A", b"")),
+        (b"A: b: c", (b"A", b"b: c")),
+        (b"A: caf\xe9\x85\xa0", (b"A", b"caf\xe9\x85\xa0")),
+        (b"Transfer-Encoding: chunked", (b"Transfer-Encoding", b"chunked")),
+        (b"Connection: upgrade", (b"Connection", b"upgrade")),
+        (b"Upgrade: websocket", (b"Upgrade", b"websocket")),
+    ],
+)
+def test_lines(line: bytes, field: tuple[bytes, bytes]) -> None:
+    assert parse_field_line(line) == field
+
+
+@given(st.binary(max_size=20))
+def test_a_line_is_a_token_a_colon_and_text_or_refused(line: bytes) -> None:
+    name, colon, value = line.partition(b":")
+    is_text = not value.translate(None, b"\t" + bytes(range(32, 127)) + bytes(range(128, 256)))
+    if colon and name and not name.translate(None, TOKEN) and is_text:
+        assert parse_field_line(line) == (name, value.strip(b" \t"))
+    else:
+        with pytest.raises(ProtocolError):
+            parse_field_line(line)
+
+
+def test_only_good_short_lines_without_secrets_are_remembered() -> None:
+    lines = FieldLines(REQUEST_KIND)
+    assert lines[b"Accept: */*"] == (Kind.PLAIN, (b"Accept", b"*/*"))
+    for line in (b"Cookie: a=b", b"Authorization: x", b"X-Api-Key: x", b"X-Long: " + b"y" * 300):
+        assert lines[line][0] is Kind.PLAIN
+    with pytest.raises(ProtocolError):
+        lines[b"A : b"]
+    assert list(lines) == [b"Accept: */*"]
+
+
+def test_memory_is_bounded() -> None:
+    lines = FieldLines(REQUEST_KIND)
+    for number in range(5000):
+        assert lines[b"X: %d" % number] == (Kind.PLAIN, (b"X", b"%d" % number))
+        assert len(lines) <= 4096
