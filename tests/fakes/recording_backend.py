@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import h11
 
 ORDINARY = b"HTTP/1.1 200 OK\r\nX-Backend: yes\r\nContent-Length: 2\r\n\r\nok"
+EARLY = b"/early"
+"""The path that is answered as soon as the head is there, whatever body is to come."""
 PATIENCE = 10.0
 
 
@@ -63,6 +65,7 @@ class RecordingBackend:
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
         self._lock = threading.Lock()
         self._logs: dict[str, Log] = {}
+        self._users: dict[int, list[bytes]] = {}
         self._threads: list[threading.Thread] = []
         self._open: dict[int, socket.socket] = {}
         self._stopping = threading.Event()
@@ -87,10 +90,9 @@ class RecordingBackend:
             return self._logs.setdefault(client, Log())
 
     def users_of(self, connection: int) -> list[bytes]:
-        """The targets that came over one connection."""
+        """The targets that came over one connection, in order."""
         with self._lock:
-            found = [each for log in self._logs.values() for each in log.requests if each.connection == connection]
-        return [each.target for each in found]
+            return list(self._users.get(connection, ()))
 
     def say(self, connection: int, data: bytes) -> None:
         """Send on an open connection, asked or not."""
@@ -148,7 +150,11 @@ class RecordingBackend:
                 recorded.target = bytes(event.target)
                 client = next(bytes(value).decode() for name, value in event.headers if name == b"x-forwarded-for")
                 self.log(client).requests.append(recorded)
-                if parser.they_are_waiting_for_100_continue:
+                with self._lock:
+                    self._users.setdefault(recorded.connection, []).append(recorded.target)
+                if recorded.target == EARLY:
+                    sock.sendall(ORDINARY)
+                elif parser.they_are_waiting_for_100_continue:
                     sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             elif isinstance(event, h11.EndOfMessage):
                 recorded.complete = True
@@ -156,6 +162,8 @@ class RecordingBackend:
         return client
 
     def _answer(self, sock: socket.socket, client: str, recorded: Recorded) -> bool:
+        if recorded.target == EARLY:
+            return True
         wrong = self.misbehave.get(client) if recorded.target == b"/x" else None
         if wrong is None or wrong.action == "before-request":
             sock.sendall(ORDINARY)

@@ -239,6 +239,53 @@ def test_an_answer_on_an_idle_connection_answers_nothing(backend: RecordingBacke
     assert backend.log(source).requests[-1].connection != poisoned
 
 
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a.test\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "lines", "body"),
+    [
+        (1, b"Content-Length: 100\r\n", SMUGGLED),
+        (2, b"Content-Length: 100\r\nExpect: 100-continue\r\n", SMUGGLED),
+        (3, b"Transfer-Encoding: chunked\r\n", b"100\r\n" + SMUGGLED),
+        (4, b"Content-Length: 4\r\nExpect: 100-continue\r\n", b"0\r\n"),
+    ],
+)
+def test_an_answer_before_the_body_is_whole_is_the_last_on_both_sides(
+    number: int, lines: bytes, body: bytes, backend: RecordingBackend, proxy: Proxy
+) -> None:
+    """What comes later of that body must be nobody's request (CL.0 and 0.CL, security rule 3)."""
+    source = f"127.0.20.{number}"
+    head = b"POST /early HTTP/1.1\r\nHost: a.test\r\n" + lines + b"\r\n"
+    raw = converse(proxy, source, head + body)
+    answers, truncated = read_answers(raw, head)
+    assert not truncated
+    assert len(answers) == 1
+    assert is_relayed(answers[0][0])
+    assert b"\r\nconnection: close\r\n" in raw.lower()
+    (recorded,) = backend.log(source).requests
+    assert not recorded.complete
+    assert converse(proxy, source, ASK)
+    assert backend.users_of(recorded.connection)[-1] == b"/early"
+
+
+def test_a_refused_upgrade_leaves_no_connection_behind(backend: RecordingBackend, proxy: Proxy) -> None:
+    """B-WS-REFUSED-TUNNEL, alone: nobody else could have taken the connection."""
+    source = "127.0.20.100"
+    ask = (
+        b"GET /upgrade HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with open_tls(proxy, source) as stream:
+        stream.sendall(ask + SMUGGLED)
+        received = b""
+        while received.count(b"\r\n\r\nok") < 2:
+            received += stream.recv(65_536)
+    refused, next_one = backend.log(source).requests
+    assert (refused.target, next_one.target) == (b"/upgrade", b"/smuggled")
+    assert refused.connection != next_one.connection
+
+
 TLS_CASES = [case for case in load() if case.layer == "tls-port-plaintext"]
 
 
