@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.exchange import Exchange
+    from tlsproxy.proxy.record import Record
     from tlsproxy.proxy.stream import ConnectionInfo
     from tlsproxy.wire.messages import RequestHead
 
@@ -57,14 +57,14 @@ class AccessLog:
         self._redacted = frozenset(name.lower().encode() for name in redact_query)
         # A query without any of these has nothing to redact; "token" stands for "access_token", "%" may hide a name.
         self._marks = [b"%", *(n for n in self._redacted if not any(o != n and o in n for o in self._redacted))]
-        self._format: Callable[[Exchange], str] = self._console_line if console else self._json_line
+        self._format: Callable[[Record], str] = self._console_line if console else self._json_line
         self._lines: list[str] = []
         self._size = 0
         self._second = 0
         self._stamp = ""
         self._quoted = _Quoted()
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Record) -> None:
         """Append the line of an exchange that has ended."""
         line = self._format(exchange)
         self._lines.append(line)
@@ -79,7 +79,7 @@ class AccessLog:
             self._lines = []
             self._size = 0
 
-    def _json_line(self, exchange: Exchange) -> str:
+    def _json_line(self, exchange: Record) -> str:
         head, info, backend, forward = exchange.head, exchange.info, exchange.backend, exchange.forward
         started = exchange.started_at
         second = int(started)
@@ -118,7 +118,7 @@ class AccessLog:
         page, mark, query = referer.partition(b"?")
         return self._quoted[page + mark + self.redact(query) if mark else referer]
 
-    def _console_line(self, exchange: Exchange) -> str:
+    def _console_line(self, exchange: Record) -> str:
         head = exchange.head
         clock = time.strftime("%H:%M:%S", time.localtime(exchange.started_at))
         color = "32" if exchange.status < 400 else "33" if exchange.status < 500 else "31"
@@ -166,7 +166,7 @@ def _error_part(error: str) -> str:
     return f'"error":{_quote(error)},'
 
 
-def _site_part(exchange: Exchange) -> str:
+def _site_part(exchange: Record) -> str:
     return f'"site":{_quote(exchange.site.name) if exchange.site is not None else "null"},"route":null'
 
 

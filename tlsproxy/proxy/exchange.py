@@ -11,10 +11,8 @@ the head of an answer, a failure can only be shown by cutting the stream; exactl
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from tlsproxy.proxy.failures import (
     AnswerTimedOut,
@@ -24,8 +22,11 @@ from tlsproxy.proxy.failures import (
     ConnectFailed,
     NoBackend,
 )
-from tlsproxy.proxy.replies import error_reply
-from tlsproxy.proxy.router import Forward, Redirect, Refuse, Site
+from tlsproxy.proxy.kept import LOST, NOTHING, KeptBody
+from tlsproxy.proxy.phase import ANSWERING, CONNECTING, DONE, NEW, SENT, TUNNEL
+from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.replies import refusal
+from tlsproxy.proxy.router import Forward, Redirect, Refuse, Route
 from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
@@ -35,137 +36,39 @@ from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, Response
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.backend import BackendConnection
+    from tlsproxy.proxy.clientside import ClientSide
     from tlsproxy.proxy.services import Services
-    from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
+    from tlsproxy.proxy.stream import ConnectionInfo
     from tlsproxy.proxy.upstream import Backend
 
-logger = logging.getLogger(__name__)
-
-_KEPT: Final = 64 * 1024  # bytes of a body held while connecting, and for a replay
-_HSTS: Final = b"strict-transport-security"
-
-
-class State(Enum):
-    """Where an exchange is. CONNECTING and SENT wait for the backend, ANSWERING passes its answer on."""
-
-    NEW = 0
-    CONNECTING = 1
-    SENT = 2
-    ANSWERING = 3
-    TUNNEL = 4
-    DONE = 5
-
-
-# A global costs a third of looking a member up on its Enum.
-_NEW, _CONNECTING, _SENT, _ANSWERING, _TUNNEL, _DONE = State
 _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED
 
 
-class ClientSide(Protocol):
-    """What an exchange needs of the client's protocol driver."""
-
-    @property
-    def info(self) -> ConnectionInfo: ...
-    @property
-    def stream(self) -> ClientStream: ...
-    def send_interim(self, status: int, reason: bytes, fields: Fields) -> None: ...
-    def send_head(self, status: int, reason: bytes, fields: Fields, length: int, *, has_body: bool) -> None:
-        """`length` in bytes, -1 if unknown; `has_body` False for HEAD, 204 and 304, whatever the length says."""
-        ...
-
-    def send_data(self, data: bytes) -> None: ...
-    def send_end(self, trailers: Fields) -> None: ...
-    def flush(self) -> None:
-        """Nothing more comes in this turn of the loop: send what was collected."""
-        ...
-
-    def pause_request(self) -> None: ...
-    def resume_request(self) -> None: ...
-    def exchange_done(self, *, request_complete: bool) -> None: ...
-    def exchange_cut(self) -> None:
-        """The answer can't be completed: the client must see that."""
-        ...
-
-    def crashed(self) -> None:
-        """Called in an except block: log it, end the exchange with a 500 and the connection with it."""
-        ...
-
-    def start_tunnel(self, tunnel: Tunnel) -> bytes:
-        """Hand every further byte to `tunnel`; returns those that came already."""
-        ...
-
-
-class Exchange:
+class Exchange(Record):
     """See the module's text.
 
-    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again,
-    None once they can't); `_request_complete`; `_progress` (when something last moved); and what the log line tells.
+    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again);
+    `_request_complete`; `_progress` (when something last moved); and what the record tells.
     """
 
     __slots__ = (
-        "_body_left_allowed",
-        "_client",
-        "_connecting",
-        "_connection",
-        "_kept",
-        "_kept_size",
-        "_progress",
-        "_request",
-        "_request_complete",
-        "_services",
-        "_tried",
-        "backend",
-        "backend_ms",
-        "bytes_in",
-        "bytes_out",
-        "client",
-        "ended",
-        "error",
-        "forward",
-        "head",
-        "info",
-        "request_id",
-        "retries",
-        "reused",
-        "sent_at",
-        "site",
-        "started",
-        "started_at",
-        "state",
-        "status",
+        "_client", "_connecting", "_connection", "_kept", "_progress", "_request", "_request_complete", "_sent_at",
+        "_services", "state",
     )  # fmt: skip
 
     def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
+        super().__init__(head, info)
         self._client = client_side
         self._services = services
-        self.head = head
-        self.info = info
-        self.state = _NEW
-        self.started = time.monotonic()
-        self.started_at = time.time()
-        self.ended = 0.0
-        self.status = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.client = info.client
-        self.request_id = b""
-        self.site: Site | None = None
-        self.forward: Forward | None = None
-        self.backend: Backend | None = None
-        self.backend_ms = -1.0
-        self.sent_at = 0.0
-        self.reused = False
-        self.retries = 0
-        self.error = ""
+        self.state = NEW
         self._request = b""
         self._connection: BackendConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._kept: list[bytes] | None = []
-        self._kept_size = 0
+        self._kept = NOTHING if head.framing is _NO_BODY else KeptBody()
         self._request_complete = head.framing is _NO_BODY
         self._progress = self.started
-        self._tried: list[Backend] = []
+        self._sent_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Exchange {self.head.method.decode()} {self.head.host} {self.state.name} {self.status or ''}>"
@@ -181,7 +84,7 @@ class Exchange:
             case Redirect():
                 self.site = outcome.site
                 self.request_id = self._services.next_request_id()
-                self._reply(308, [(b"Location", outcome.location), (b"Content-Length", b"0")], b"")
+                self._reply(308, [(b"Location", outcome.location)], b"")
             case Refuse():
                 self.refuse(outcome.status, outcome.detail)
             case _:
@@ -209,7 +112,7 @@ class Exchange:
 
     def client_gone(self) -> None:
         """The client went away before its answer was complete: stop the work for it at once."""
-        if self.state is _DONE:
+        if self.state is DONE:
             return
         if self.status == 0:
             self.status = 499
@@ -228,7 +131,7 @@ class Exchange:
 
     def check_deadline(self, now: float) -> None:
         """Give up on a backend that takes the request but does not answer. `now` is monotonic."""
-        if self.state is _SENT and self.forward is not None:
+        if self.state is SENT and self.forward is not None:
             limit = self.forward.route.response_timeout
             if now - self._progress > limit and self.backend is not None:
                 self._drop_backend()
@@ -238,12 +141,7 @@ class Exchange:
         """Answer with an error of our own."""
         if not self.request_id:
             self.request_id = self._services.next_request_id()
-        accept = next((value for name, value in self.head.fields if name.lower() == b"accept"), None)
-        fields, body = error_reply(status, detail, self.request_id.decode(), accept)
-        if status == 503:
-            fields.append((b"Retry-After", b"5"))
-        if status == 405:
-            fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+        fields, body = refusal(status, detail, self.request_id.decode(), self.head)
         self._reply(status, fields, body)
 
     # --- the way to the backend ---------------------------------------------------------------------------------------
@@ -265,85 +163,82 @@ class Exchange:
         self.client = outbound.client
         self.request_id = outbound.request_id
         self._request = outbound.data
-        self._dispatch()
+        self._dispatch(route)
 
     def _over_body_limit(self, size: int) -> bool:
         limit = self.forward.route.max_body if self.forward is not None else 0
-        if not limit or size <= limit or self.state is _DONE:
+        if not limit or size <= limit or self.state is DONE:
             return False
         self.error = f"max_body {limit} bytes exceeded"
         self._drop_backend()
         self._fail(413, f"The request body is larger than {limit} bytes.")
         return True
 
-    def _dispatch(self, last: BackendFailure | None = None) -> None:
-        """Claim a connection to a backend and send, or start to connect. `last` is why the one before failed."""
-        assert self.forward is not None  # noqa: S101  # only _forward and its retries come here
-        backend = self.forward.route.upstream.choose(self.client, self._tried)
+    def _dispatch(self, route: Route) -> None:
+        """Claim a connection to a backend and send, or start to connect."""
+        backend = route.upstream.choose(self.client)
         if backend is None:
-            self._give_up(last or NoBackend(self.forward.site.name, "every backend of the route failed lately"))
+            self._give_up(NoBackend(route.label, "every backend of the route failed lately"))
             return
         self.backend = backend
         backend.active += 1
         connection = backend.claim()
         if connection is None:
-            self._connect(backend)
+            self._connect(route, backend)
         else:
             self._send(connection)
 
-    def _connect(self, backend: Backend) -> None:
-        self.state = _CONNECTING
-        self._connecting = self._services.loop.create_task(self._connect_and_send(backend))
+    def _connect(self, route: Route, backend: Backend) -> None:
+        self.state = CONNECTING
+        self._connecting = self._services.loop.create_task(self._reach(route, backend))
 
-    async def _connect_and_send(self, backend: Backend) -> None:
+    async def _reach(self, route: Route, backend: Backend) -> None:
         try:
-            connection = await backend.connect(self._services.connect_timeout)
+            connection = await route.upstream.connect(
+                backend, self.client, timeout=self._services.connect_timeout, move_to=self._move_to
+            )
             self._connecting = None
             self._send(connection)
         except ConnectFailed as failure:
             self._connecting = None
-            self._connect_failed(backend, failure)
+            self._give_up(failure)
         except Exception:  # noqa: BLE001  # nobody waits for this task, and the client would wait for ever
             self.crash()
 
-    def _connect_failed(self, backend: Backend, failure: ConnectFailed) -> None:
-        """Nothing was sent, so any request may go to the next backend."""
-        backend.active -= 1
-        backend.failed(str(failure))
-        self._tried.append(backend)
+    def _move_to(self, backend: Backend) -> None:
+        if self.backend is not None:
+            self.backend.active -= 1
+        self.backend = backend
+        backend.active += 1
         self.retries += 1
-        self._dispatch(failure)
 
     def _send(self, connection: BackendConnection) -> None:
         self._connection = connection
-        self.state = _SENT
+        self.state = SENT
         self.reused = connection.reused
-        self.sent_at = self._progress = time.monotonic()
-        kept = self._kept
-        if kept:
+        self._sent_at = self._progress = time.monotonic()
+        body = self._kept.data() if self._kept is not NOTHING else b""
+        if body:
             self._client.resume_request()  # before `begin`, which may find the backend full and pause it again
-        connection.begin(self, self.head.method, self._request + b"".join(kept) if kept else self._request)
+        connection.begin(self, self.head.method, self._request + body if body else self._request)
         if not connection.reused:
-            self._kept = None  # a fresh connection that dies is a backend that died: no replay, nothing to keep
+            self._kept = LOST  # a fresh connection that dies is a backend that died: no replay, nothing to keep
 
     def _pass_on(self, piece: bytes) -> None:
         """Send a piece of the body, or keep it while there is no connection or a replay is possible."""
         self._progress = time.monotonic()
-        if self._kept is not None:
+        if self._kept.is_whole:
             self._keep(piece)
         if self._connection is not None:
             self._connection.send(piece)
 
     def _keep(self, piece: bytes) -> None:
-        assert self._kept is not None  # noqa: S101
-        self._kept.append(piece)
-        self._kept_size += len(piece)
-        if self._kept_size <= _KEPT:
-            return
-        if self._connection is None:
-            self._client.pause_request()
-        else:
-            self._kept = None
+        self._kept.add(piece)
+        if self._kept.is_full:
+            if self._connection is None:
+                self._client.pause_request()
+            else:
+                self._kept = LOST
 
     # --- the backend's side (AnswerTaker) -----------------------------------------------------------------------------
 
@@ -364,7 +259,7 @@ class Exchange:
             )
             return
         self._note_answer(101)
-        self.state = _TUNNEL
+        self.state = TUNNEL
         fields = [*head.fields, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
         self._client.send_interim(101, head.reason or b"Switching Protocols", fields)
         tunnel = Tunnel(self, self._client.stream, connection, self._services)
@@ -373,12 +268,11 @@ class Exchange:
 
     def answer_head(self, head: ResponseHead) -> None:
         self._note_answer(head.status)
-        self.state = _ANSWERING
-        self._kept = None
+        self.state = ANSWERING
+        self._kept = LOST
         fields = head.fields
         if self.site is not None and self.site.hsts:
-            fields = [field for field in fields if field[0].lower() != _HSTS]
-            fields.append((b"Strict-Transport-Security", self.site.hsts))
+            fields = self.site.with_hsts(fields)
         if head.trailer and head.framing is _CHUNKED:
             fields = [*fields, (b"Trailer", head.trailer)]
         has_body = head.framing is not _NO_BODY
@@ -395,14 +289,15 @@ class Exchange:
         """The answer is whole. Its connection goes back to the pool before the client is served further."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.release(request_sent=self._request_complete)
+            # A refused upgrade: whether the backend still reads HTTP behind it is not worth finding out.
+            connection.release(request_sent=self._request_complete and not self.head.upgrade)
         self._client.send_end(allowed_trailers(trailers) if trailers else trailers)
         self._finish()
 
     def backend_failed(self, failure: BackendFailure) -> None:
         """The connection is gone and the answer is not complete."""
         self._connection = None
-        if self.state is _SENT and self._may_replay(failure):
+        if self.state is SENT and self._may_replay(failure):
             self._replay()
             return
         if self.backend is not None and failure.counts:
@@ -420,22 +315,21 @@ class Exchange:
         """A reused connection that ends without a byte was most likely closed before the request came."""
         return (
             isinstance(failure, ClosedBeforeAnswer)
-            and self.reused
-            and self.retries == len(self._tried)  # connects that were refused don't count
-            and self._kept is not None
+            and self.reused  # so never twice: a replay goes out on a new connection
+            and self._kept.is_whole
             and self.head.method in IDEMPOTENT
         )
 
     def _replay(self) -> None:
         """Once, and on a new connection: another idle one may be just as dead."""
-        assert self.backend is not None  # noqa: S101
+        assert self.backend is not None and self.forward is not None  # noqa: S101, PT018
         self.retries += 1
         self.backend.close_all_idle()
-        self._connect(self.backend)
+        self._connect(self.forward.route, self.backend)
 
     def _note_answer(self, status: int) -> None:
         self.status = status
-        self.backend_ms = (time.monotonic() - self.sent_at) * 1000
+        self.backend_ms = (time.monotonic() - self._sent_at) * 1000
         if self.backend is not None:
             self.backend.succeeded()
 
@@ -447,10 +341,10 @@ class Exchange:
 
     def _fail(self, status: int, detail: str) -> None:
         """Answer with an error, or cut the stream if an answer has begun."""
-        if self.state is _ANSWERING:
+        if self.state is ANSWERING:
             self._client.exchange_cut()
             self._finish()
-        elif self.state is not _DONE:
+        elif self.state is not DONE:
             self.refuse(status, detail)
 
     def crash(self) -> None:
@@ -465,11 +359,11 @@ class Exchange:
 
     def _reply(self, status: int, fields: Fields, body: bytes) -> None:
         self.status = status
-        self.state = _ANSWERING
+        self.state = ANSWERING
         fields = [field for field in fields if field[0].lower() != b"content-length"]
         fields.append((b"Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()))  # RFC 9110 6.6.1
         if self.site is not None and self.site.hsts and self.info.scheme == "https":
-            fields.append((b"Strict-Transport-Security", self.site.hsts))
+            fields = self.site.with_hsts(fields)
         has_body = self.head.method != b"HEAD"
         self._client.send_head(status, b"", fields, len(body), has_body=has_body)
         if body and has_body:
@@ -494,10 +388,10 @@ class Exchange:
         self._finish()
 
     def _finish(self) -> None:
-        was_tunnel = self.state is _TUNNEL
-        self.state = _DONE
+        was_tunnel = self.state is TUNNEL
+        self.state = DONE
         self.ended = time.monotonic()
-        if self.backend is not None and not (self._tried and self._tried[-1] is self.backend):
+        if self.backend is not None:
             self.backend.active -= 1
         self._services.record(self)
         if not was_tunnel:

@@ -10,8 +10,11 @@ import json
 import re
 from html import escape
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
-Fields = list[tuple[bytes, bytes]]
+if TYPE_CHECKING:
+    from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.messages import RequestHead
 
 # The names of RFC 9110 15 (and 6585, 7725); Python 3.11 still has the older names of 413, 414, 416 and 422.
 _RENAMED = {
@@ -106,6 +109,17 @@ def error_reply(status: int, detail: str, request_id: str, accept: bytes | None)
     ]
     if media_type.startswith(b"text/html"):
         fields.append((b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"))
+    return fields, body
+
+
+def refusal(status: int, detail: str, request_id: str, head: RequestHead) -> tuple[Fields, bytes]:
+    """Return fields and body that refuse the request of `head`, with what some statuses owe (RFC 9110 10.2)."""
+    accept = next((value for name, value in head.fields if name.lower() == b"accept"), None)
+    fields, body = error_reply(status, detail, request_id, accept)
+    if status == 503:
+        fields.append((b"Retry-After", b"5"))
+    if status == 405:
+        fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return fields, body
 
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from tlsproxy.proxy.stream import ConnectionInfo
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.wire.fields import Fields
 from tlsproxy.wire.messages import RequestHead
 
 _UNKNOWN_HOST: Final = "No site with this name is served here."
@@ -99,6 +100,11 @@ class Site:
         self.forwards = [Forward(self, route) for route in ordered]
         catches_all = len(ordered) == 1 and not ordered[0].prefix
         self.only = self.forwards[0] if catches_all else None
+
+    def with_hsts(self, fields: Fields) -> Fields:
+        """`fields` with this site's Strict-Transport-Security instead of the backend's (RFC 6797 7.1: one field)."""
+        kept = [field for field in fields if field[0].lower() != b"strict-transport-security"]
+        return [*kept, (b"Strict-Transport-Security", self.hsts)]
 
     def outcome(self, head: RequestHead) -> Outcome:
         """The forward of the longest matching route."""

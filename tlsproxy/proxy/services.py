@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tlsproxy.wire.forwarding import Options
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.exchange import Exchange
+    from tlsproxy.proxy.record import Record
     from tlsproxy.proxy.router import Router
 
 
@@ -46,7 +46,7 @@ class Services:
         loop: asyncio.AbstractEventLoop,
         router: Router,
         forwarding: Options,
-        record: Callable[[Exchange], None],
+        record: Callable[[Record], None],
         header_size: int,
         header_count: int,
         target_size: int,
@@ -79,7 +79,7 @@ class Services:
         self._next_id += 1
         return b"%b%08x" % (self._id_prefix, self._next_id)
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Record) -> None:
         """An exchange has ended, for better or worse."""
         self.requests += 1
         self._write_record(exchange)

@@ -205,6 +205,26 @@ class Upstream:
                 return on_trial
         return self._choose(candidates, client) if candidates else None
 
+    async def connect(
+        self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None]
+    ) -> BackendConnection:
+        """A new connection to `backend`, or to the next one that can be had: nothing was sent, so any request may move.
+
+        `move_to` is told of each move. Raises the last ConnectFailed when no backend is left to try.
+        """
+        tried: list[Backend] = []
+        while True:
+            try:
+                return await backend.connect(timeout)
+            except ConnectFailed as failure:
+                backend.failed(failure.note)
+                tried.append(backend)
+                following = self.choose(client, tried)
+                if following is None:
+                    raise
+                backend = following
+                move_to(backend)
+
     def _least_conn(self, candidates: Sequence[Backend], client: str) -> Backend:
         fewest = min(backend.active for backend in candidates)
         return self._round_robin([b for b in candidates if b.active == fewest], client)

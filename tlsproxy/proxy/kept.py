@@ -1,0 +1,39 @@
+"""The beginning of a request's body, held in hand: while a connection is being made, and for one replay.
+
+Knows sizes, not why. Rule: a body is replayed only if every byte the client has sent of it is here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_MOST: Final = 64 * 1024
+
+
+class KeptBody:
+    """Body pieces as they go to the backend. `is_whole` until something was let go."""
+
+    __slots__ = ("_pieces", "_size", "is_whole")
+
+    def __init__(self, *, is_whole: bool = True) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.is_whole = is_whole
+
+    @property
+    def is_full(self) -> bool:
+        """True if no more should be taken in."""
+        return self._size > _MOST
+
+    def add(self, piece: bytes) -> None:
+        """Hold one more piece."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+
+    def data(self) -> bytes:
+        """Everything held."""
+        return b"".join(self._pieces)
+
+
+NOTHING: Final = KeptBody()  # of a request without a body: always whole
+LOST: Final = KeptBody(is_whole=False)  # of a request that can't be sent again
