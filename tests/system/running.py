@@ -85,15 +85,18 @@ def client_context(authority: trustme.CA | None, *, version: str = "") -> ssl.SS
 class Proxy:
     """A running `tlsproxy run`: its ports, its children, its log, and clients for it."""
 
-    def __init__(self, config: Path, trust: ssl.SSLContext) -> None:
+    def __init__(
+        self, config: Path, trust: ssl.SSLContext, *, before: Sequence[str] = (), stdout: int = subprocess.DEVNULL
+    ) -> None:
+        """`before` is a command that ends by executing what follows it (prlimit, unshare)."""
         self.folder = config.parent
         self.trust = trust
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self._changed = threading.Condition()
-        command = [sys.executable, "-m", "tlsproxy", "run", "--config", str(config)]
+        command = [*before, sys.executable, "-m", "tlsproxy", "run", "--config", str(config)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self.pid = self._process.pid
         assert self._process.stderr is not None
@@ -189,6 +192,12 @@ class Proxy:
 
         return until(find, f"a request {fields} in the access log")
 
+    def wait(self) -> int:
+        """Return the exit code; everything it said has been read then."""
+        code = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
+
     def stop(self) -> None:
         """End it, the polite way first. Nothing of it is left after that."""
         self._process.terminate()
@@ -211,7 +220,14 @@ class Proxy:
 
 @contextlib.contextmanager
 def running_proxy(
-    folder: Path, trust: ssl.SSLContext, sites: str, *, head: str = "", workers: int = 1, http: str = ""
+    folder: Path,
+    trust: ssl.SSLContext,
+    sites: str,
+    *,
+    head: str = "",
+    workers: int = 1,
+    http: str = "",
+    before: Sequence[str] = (),
 ) -> Iterator[Proxy]:
     """Run a proxy with these sites; `head` is TOML for before them. An exception inside a worker fails the test."""
     config = folder / "tlsproxy.toml"
@@ -223,7 +239,7 @@ def running_proxy(
         {head}
         {sites}
     """)
-    proxy = Proxy(config, trust)
+    proxy = Proxy(config, trust, before=before)
     try:
         proxy.wait_for("proxy.ready")
         yield proxy
