@@ -22,6 +22,7 @@ _ANSWER_HEADER_SIZE: Final = 64 * 1024  # bytes; frameworks set large cookies an
 _ANSWER_HEADER_COUNT: Final = 256
 _AROUND_TARGET: Final = 64  # more than the longest method and the version take
 _STATUS_LINES_REMEMBERED: Final = 256
+_LONGEST_REPEATED: Final = 4096  # bytes a connection holds to recognise a head it has seen before
 # A global costs a third of looking a member up on its Enum, and the loops over fields compare often.
 _PLAIN: Final = Kind.PLAIN
 _NOTED: Final = Kind.NOTED
@@ -76,7 +77,7 @@ class RequestReader(MessageReader):
         else:
             head = RequestHead(method, origin, version)
             self._hop_names = self._parse_block(head, block, authority)
-            if authority is None:
+            if authority is None and len(block) <= _LONGEST_REPEATED:
                 self._last, self._last_block = head, block
         self.begin_body(head.framing, head.length)
         return head
@@ -264,7 +265,8 @@ class ResponseReader(MessageReader):
         head = ResponseHead(status, reason)
         self._last = None
         self._hop_names = self._judge(head, lines, version)
-        self._last, self._last_raw = head, raw
+        if len(raw) <= _LONGEST_REPEATED:
+            self._last, self._last_raw = head, raw
         self.begin_body(head.framing, head.length if head.length > 0 else 0)
         return head
 
