@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes.backend import OK, Backend
 from tests.fakes.peer import Peer
-from tests.fakes.stage import Stage
+from tests.fakes.stage import Json, Stage
 
 GET = b"GET %b HTTP/1.1\r\nHost: a.test\r\n\r\n"
 
@@ -162,6 +162,59 @@ class TestNeverUsedAgain:
         assert client.message().body == b"to the end"
         assert upstream.has_ended()
         assert self.is_fresh(stage, backend, client)
+
+
+class TestRepetition:
+    """A backend that sends the same head again may be recognised, but every answer is judged by itself."""
+
+    def test_to_head_and_to_get(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        client = stage.connect()
+        upstream = ask(client, backend)
+        for method, following in ((b"GET", b"HEAD"), (b"HEAD", b"HEAD"), (b"HEAD", b"GET"), (b"GET", b"GET")):
+            upstream.send(OK if method == b"GET" else OK[:-2])
+            answer = client.message(bodiless=method == b"HEAD")
+            assert (answer.get("content-length"), answer.body) == (b"2", b"ok" if method == b"GET" else b"")
+            client.send(following + b" / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            assert upstream.message().start.startswith(following)
+
+    def test_to_clients_of_both_versions_of_several_sites(self, stage: Stage) -> None:
+        backend = stage.backend()
+        sites: list[Json] = [{"hosts": ["a.test"]}, {"hosts": ["b.test"], "hsts": "1y"}]
+        stage.serve(sites=[{**site, "backends": [backend.url]} for site in sites])
+        upstream = None
+        for host, version in ((b"a", b"1.1"), (b"b", b"1.1"), (b"a", b"1.0"), (b"b", b"1.0"), (b"a", b"1.1")):
+            client = stage.connect(host.decode() + ".test")
+            client.send(b"GET / HTTP/%b\r\nHost: %b.test\r\n\r\n" % (version, host))
+            upstream = upstream or backend.accept()
+            upstream.message()
+            upstream.send(b"HTTP/1.1 200 OK\r\nX: y\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            answer = client.message()
+            assert (answer.body, answer.all("x")) == (b"ok", [b"y"])
+            assert answer.get("transfer-encoding") == (b"chunked" if version == b"1.1" else None)
+            assert len(answer.all("strict-transport-security")) == (host == b"b")
+
+    def test_with_other_trailers(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        client = stage.connect()
+        upstream = ask(client, backend)
+        for trailers in ([(b"A", b"1")], [], [(b"B", b"2")]):
+            lines = b"".join(b"%b: %b\r\n" % field for field in trailers)
+            upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n" + lines + b"\r\n")
+            assert client.message().trailers == trailers
+            client.send(GET % b"/")
+            upstream.message()
+
+
+def test_a_name_is_resolved_when_it_is_connected_to(stage: Stage) -> None:
+    backend = stage.backend()
+    url = backend.url.replace("127.0.0.1", "localhost")
+    stage.serve(sites=[{"hosts": ["a.test"], "backends": [url]}])
+    client = stage.connect()
+    ask(client, backend).send(OK)
+    assert client.message().body == b"ok"
 
 
 class TestPieces:

@@ -1,4 +1,4 @@
-"""The client's connection, through a real Front: keep-alive, pipelining, framing, versions, limits and deadlines."""
+"""The client's connection, through a real Front: keep-alive, pipelining, targets, repetition, faults of our own."""
 
 from __future__ import annotations
 
@@ -7,26 +7,14 @@ from typing import Any
 import pytest
 
 from tests.fakes.backend import OK
-from tests.fakes.peer import Message, Peer
+from tests.fakes.peer import Message
 from tests.fakes.stage import Stage
+from tlsproxy.proxy.backend import BackendConnection
+from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.router import Router
 
 GET = b"GET %b HTTP/1.1\r\nHost: a.test\r\n\r\n"
 NO_BODY = b"Content-Length: 0\r\n\r\n"
-
-
-def answer_of(stage: Stage, request: bytes, answer: bytes, *, close: bool = False, bodiless: bool = False) -> Message:
-    """What a client gets for one request that one backend answers so."""
-    backend = stage.backend()
-    stage.serve(backend)
-    client = stage.connect()
-    client.send(request)
-    upstream = backend.accept()
-    upstream.message()
-    upstream.send(answer)
-    if close:
-        upstream.close()
-    return client.message(bodiless=bodiless)
 
 
 class TestKeepAlive:
@@ -115,164 +103,6 @@ class TestKeepAlive:
             upstream.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
             assert client.message().get("connection") is None
             assert upstream.has_ended()
-
-
-class TestFraming:
-    @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified", b"200 OK"])
-    def test_an_answer_without_a_body_leaves_the_connection_in_step(self, stage: Stage, status: bytes) -> None:
-        """204 and 304 end with their head, and so does every answer to HEAD, whatever their fields say."""
-        method = b"HEAD" if status == b"200 OK" else b"GET"
-        length = b"" if status.startswith(b"204") else b"Content-Length: 999\r\n"
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(method + b" / HTTP/1.1\r\nHost: a.test\r\n\r\n" + GET % b"/2")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(b"HTTP/1.1 " + status + b"\r\n" + length + b"ETag: x\r\n\r\n")
-        answer = client.message(bodiless=True)
-        assert answer.start == b"HTTP/1.1 " + status
-        assert answer.get("content-length") == (b"999" if length else None)
-        assert answer.get("transfer-encoding") is None
-        if status.startswith(b"304"):  # the backend may not have been in step, so its connection is not used again
-            upstream = backend.accept()
-        assert upstream.message().target == b"/2"
-        upstream.send(OK)
-        assert client.message().body == b"ok"
-
-    def test_head_to_a_streaming_resource_announces_nothing_wrong(self, stage: Stage) -> None:
-        request = b"HEAD / HTTP/1.1\r\nHost: a.test\r\n\r\n"
-        answer = answer_of(stage, request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", bodiless=True)
-        assert (answer.all("transfer-encoding"), answer.all("content-length")) == ([], [])
-
-    def test_no_length_is_sent_with_204(self, stage: Stage) -> None:
-        """RFC 9110 8.6."""
-        assert answer_of(stage, GET % b"/", b"HTTP/1.1 204 No Content\r\n" + NO_BODY).all("content-length") == []
-
-    def test_a_chunked_answer_stays_chunked_and_passes_as_it_comes(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(GET % b"/")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        for event in (b"data: 1\n\n", b"data: 2\n\n"):
-            upstream.send(b"%x\r\n%b\r\n" % (len(event), event))
-            assert client.until(b"\n\n\r\n") == b"%x\r\n%b\r\n" % (len(event), event)
-        upstream.send(b"5\r\nhal")  # half a chunk waits for nothing
-        assert client.until(b"hal\r\n") == b"3\r\nhal\r\n"
-        upstream.send(b"ve\r\n0\r\n\r\n")
-        assert client.until(b"0\r\n\r\n") == b"2\r\nve\r\n0\r\n\r\n"
-
-    def test_trailers_of_an_answer_pass_but_not_those_that_are_forbidden(self, stage: Stage) -> None:
-        """RFC 9110 6.5.1."""
-        answer = answer_of(
-            stage,
-            GET % b"/",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n2\r\nok\r\n0\r\n"
-            b"Digest: abc\r\nContent-Length: 3\r\nSet-Cookie: a=b\r\nTransfer-Encoding: x\r\n\r\n",
-        )
-        assert (answer.body, answer.trailers) == (b"ok", [(b"Digest", b"abc")])
-        assert answer.get("trailer") == b"Digest"
-
-    def test_trailers_of_a_request_pass_but_not_those_that_are_forbidden(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        stage.connect().send(
-            b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\nTE: trailers\r\n\r\n"
-            b"2\r\nok\r\n0\r\nDigest: abc\r\nHost: b.test\r\nX-Forwarded-For: 1.2.3.4\r\nAuthorization: x\r\n\r\n"
-        )
-        request = backend.accept().message()
-        assert (request.body, request.trailers) == (b"ok", [(b"Digest", b"abc")])
-        assert (request.get("te"), request.get("connection")) == (b"trailers", b"TE")
-
-    def test_an_answer_that_ends_with_its_connection_is_chunked_for_http_1_1(self, stage: Stage) -> None:
-        answer = answer_of(stage, GET % b"/", b"HTTP/1.1 200 OK\r\n\r\nto the end", close=True)
-        assert (answer.get("transfer-encoding"), answer.body) == (b"chunked", b"to the end")
-        assert answer.get("connection") is None
-
-    def test_hop_by_hop_fields_of_an_answer_end_here(self, stage: Stage) -> None:
-        answer = answer_of(
-            stage,
-            GET % b"/",
-            b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\n"
-            b"X-Accel-Buffering: no\r\nX-Ok: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n" + NO_BODY,
-        )
-        assert answer.fields == [
-            (b"X-Ok", b"1"), (b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"), (b"Content-Length", b"0"),
-        ]  # fmt: skip
-
-
-class TestHttp10:
-    def test_a_client_without_keep_alive(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(b"GET / HTTP/1.0\r\nHost: a.test\r\n\r\n")
-        upstream = backend.accept()
-        assert upstream.message().start == b"GET / HTTP/1.1"
-        upstream.send(OK)
-        assert client.rest() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
-
-    def test_a_client_with_keep_alive(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        request = b"GET / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n"
-        client.send(request)
-        upstream = backend.accept()
-        for _ in range(2):
-            upstream.message()
-            upstream.send(OK)
-            assert client.message().get("connection") == b"keep-alive"
-            client.send(request)
-
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nto \r\n7\r\nthe end\r\n0\r\nX: y\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\n\r\nto the end",
-            b"HTTP/1.0 200 OK\r\n\r\nto the end",
-        ],
-    )
-    def test_a_body_of_unknown_length_ends_with_the_connection(self, stage: Stage, answer: bytes) -> None:
-        """A client of HTTP/1.0 knows no chunks; it may even have asked for keep-alive."""
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(b"GET / HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\n\r\n")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(answer)
-        upstream.close()
-        assert client.rest() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nto the end"
-
-    def test_no_host_means_the_name_that_tls_asked_for(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        stage.connect().send(b"GET / HTTP/1.0\r\n\r\n")
-        assert backend.accept().message().target == b"/"
-
-    @pytest.mark.parametrize(
-        ("answer", "is_kept"),
-        [
-            (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False),
-            (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", True),
-        ],
-    )
-    def test_a_backend(self, stage: Stage, answer: bytes, *, is_kept: bool) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(GET % b"/1")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(answer)
-        assert client.message() == Message(b"HTTP/1.1 200 OK", [(b"Content-Length", b"2")], b"ok")
-        client.send(GET % b"/2")
-        assert (upstream if is_kept else backend.accept()).message().target == b"/2"
 
 
 class TestTargetsAndMethods:
@@ -433,112 +263,6 @@ class TestRepetition:
         assert upstream.is_quiet(0.02)
 
 
-class TestLimits:
-    @pytest.mark.parametrize(
-        ("head", "status", "note"),
-        [
-            (b"GET /%b HTTP/1.1\r\nHost: a.test\r\n\r\n" % (b"x" * 100), 414, "target is longer than 64 bytes"),
-            (b"GET / HTTP/1.1\r\nX-Big: %b\r\nHost: a.test\r\n\r\n" % (b"x" * 999), 431, "biggest field: X-Big 1006"),
-            (b"GET / HTTP/1.1\r\nHost: a.test\r\n" + b"X: y\r\n" * 9 + b"\r\n", 431, "limit 8 exceeded (10"),
-            (b"GET / HTTP/1.1\r\nX-Endless: " + b"x" * 2000, 431, "header limit 512 bytes"),
-            (b"GET /" + b"x" * 300, 414, "target is longer"),
-        ],
-    )
-    def test_a_head_that_is_too_large(self, stage: Stage, head: bytes, status: int, note: str) -> None:
-        """Refused as soon as it can be told; the log names the limit and the biggest field."""
-        stage.serve(stage.backend(), limits={"header_size": 512, "header_count": 8, "target_size": 64})
-        client = stage.connect()
-        client.send(head)
-        assert client.message().status == status
-        assert client.has_ended()
-        [line] = stage.log()
-        assert line["status"] == status
-        assert note in line["error"]
-
-    def test_a_head_that_does_not_arrive_in_time(self, stage: Stage) -> None:
-        stage.serve(stage.backend(), limits={"header_timeout": 9})
-        client = stage.connect()
-        client.send(b"GET / HTTP/1.1\r\n")
-        stage.wait(lambda: _is_open(stage))
-        stage.tick(after=8)
-        assert client.is_quiet(0.02)
-        stage.tick(after=10)
-        assert client.message().status == 408
-        assert client.has_ended()
-        assert stage.log()[0]["error"] == "header_timeout"
-
-    def test_a_head_that_drips_gains_nothing_by_it(self, stage: Stage) -> None:
-        """The time for a head is counted from its first byte, behind a first request too."""
-        backend = stage.backend()
-        stage.serve(backend, limits={"header_timeout": 9, "keep_alive": 100})
-        client = stage.connect()
-        client.send(GET % b"/")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(OK)
-        client.message()
-        before = _idle_since(stage)
-        client.send(b"GET / HT")
-        stage.wait(lambda: _idle_since(stage) != before)
-        client.send(b"TP/1.1\r\n")
-        stage.tick(after=10)
-        assert client.message().status == 408
-
-    def test_a_client_that_never_says_anything_is_closed_without_a_word(self, stage: Stage) -> None:
-        stage.serve(stage.backend(), limits={"header_timeout": 9})
-        client = stage.connect()
-        stage.wait(lambda: _is_open(stage))
-        stage.tick(after=10)
-        assert client.rest() == b""
-        assert stage.log(0) == []
-
-    def test_an_idle_connection_is_closed_when_its_time_is_over(self, stage: Stage) -> None:
-        backend = stage.backend()
-        stage.serve(backend, limits={"keep_alive": 20})
-        client = stage.connect()
-        client.send(GET % b"/")
-        upstream = backend.accept()
-        upstream.message()
-        upstream.send(OK)
-        client.message()
-        stage.tick(after=19)
-        assert client.is_quiet(0.02)
-        stage.tick(after=21)
-        assert client.rest() == b""
-
-    @pytest.mark.parametrize(
-        "framing", [b"Content-Length: 10\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
-    )
-    def test_a_body_that_stops(self, stage: Stage, framing: bytes) -> None:
-        """408, and the backend never sees a complete request."""
-        backend = stage.backend()
-        stage.serve(backend, limits={"body_idle": 9})
-        client = stage.connect()
-        client.send(b"POST / HTTP/1.1\r\nHost: a.test\r\n" + framing)
-        upstream = backend.accept()
-        upstream.until(b"half")
-        stage.tick(after=8)
-        assert client.is_quiet(0.02)
-        stage.tick(after=10)
-        answer = client.message()
-        assert (answer.status, answer.get("connection")) == (408, b"close")
-        assert upstream.has_ended() or upstream.rest() == b"\r\n"
-        assert stage.log()[0]["error"] == "body_idle"
-
-    @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\nokay\r\n0\r\n\r\n", b"2\nok\r\n"])
-    def test_a_body_that_breaks_the_rules(self, stage: Stage, body: bytes) -> None:
-        backend = stage.backend()
-        stage.serve(backend)
-        client = stage.connect()
-        client.send(b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n")
-        upstream = backend.accept()
-        upstream.until(b"\r\n\r\n")
-        client.send(body)
-        assert client.message().status == 400
-        assert client.has_ended()
-        assert b"0\r\n\r\n" not in _whatever_came(upstream)
-
-
 class TestFaultsOfOurOwn:
     def test_an_exception_ends_its_request_with_500_and_no_other_connection(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -568,6 +292,44 @@ class TestFaultsOfOurOwn:
         assert [record.message for record in crashes] == ["exchange.crashed"]
         assert [line["status"] for line in stage.log(2)] == [500, 200]
 
+    def test_so_does_one_while_the_answer_is_taken(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It speaks against the request, not against the backend."""
+        backend = stage.backend()
+        stage.serve(backend)
+        sane = Http1Driver.send_head
+
+        def send_head(driver: Http1Driver, status: int, *arguments: Any, **options: Any) -> None:
+            if status == 299:
+                raise ZeroDivisionError
+            sane(driver, status, *arguments, **options)
+
+        monkeypatch.setattr(Http1Driver, "send_head", send_head)
+        client = stage.connect()
+        client.send(GET % b"/")
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(b"HTTP/1.1 299 Odd\r\n" + NO_BODY)
+        assert client.has_ended()  # an answer had begun, as far as the exchange knows: it is cut
+        assert upstream.has_ended()
+        assert "0 active, 0 idle, 0 failures" in stage.pool(backend.url)
+        assert stage.log()[0]["error"] == "internal error"
+
+    def test_so_does_one_when_a_backend_has_just_been_connected(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def begin(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(BackendConnection, "begin", begin)
+        backend = stage.backend()
+        stage.serve(backend)
+        client = stage.connect()
+        client.send(GET % b"/")
+        assert client.message().status == 500
+        assert client.has_ended()
+        assert backend.accept().has_ended()
+        assert "0 active, 0 idle" in stage.pool(backend.url)
+
     def test_so_does_one_in_a_request_that_waited_behind_another(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -590,18 +352,3 @@ class TestFaultsOfOurOwn:
         assert client.message().status == 500
         assert client.has_ended()
         assert [line["status"] for line in stage.log(2)] == [200, 500]
-
-
-def _is_open(stage: Stage) -> bool:
-    return ["OPEN" in repr(connection) for connection in stage.front.connections] == [True]
-
-
-def _idle_since(stage: Stage) -> list[float | None]:
-    return [connection.idle_since for connection in stage.front.connections]
-
-
-def _whatever_came(upstream: Peer) -> bytes:
-    try:
-        return upstream.rest()
-    except ConnectionResetError:
-        return b""

@@ -75,6 +75,7 @@ class TestHandshake:
         assert client.exactly(7) == to_client(b"first")
 
     def test_a_refusal_is_an_ordinary_answer(self, stage: Stage) -> None:
+        """But the backend's connection is not used again: it may not read HTTP any more."""
         backend = stage.backend()
         stage.serve(backend)
         client = stage.connect()
@@ -83,7 +84,9 @@ class TestHandshake:
         upstream.message()
         upstream.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
         assert client.message().body == b"no"
+        assert upstream.has_ended()
         client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        upstream = backend.accept()
         assert upstream.message().target == b"/"
         upstream.send(OK)
         assert client.message().body == b"ok"
