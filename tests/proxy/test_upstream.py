@@ -202,16 +202,3 @@ class TestIdleLimit:
         backend = make(1).backends[0]
         self.closed_after(backend, clock, 0.1)
         assert "1 idle" in self.idle_for(backend, clock, 3.9)
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "path"),
-    [
-        ("http://app.internal:8000", "app.internal", 8000, ""),
-        ("http://[::1]:8000", "::1", 8000, ""),
-        ("unix:/run/app.sock", "", 0, "/run/app.sock"),
-    ],
-)
-def test_where_a_backend_is(url: str, host: str, port: int, path: str) -> None:
-    backend = Backend(url, most_idle=1)
-    assert (backend.host, backend.port, backend.path) == (host, port, path)

@@ -29,6 +29,14 @@ class ConnectTimedOut(ConnectFailed):
     detail = "The application behind this server did not accept a connection in time."
 
 
+class OutOfResources(ConnectFailed):
+    """This process has no descriptor, port or memory left for one more connection: no backend could be reached."""
+
+    status = 503
+    detail = "This server has more to do than it can at the moment."
+    counts = False
+
+
 class ClosedBeforeAnswer(BackendFailure):
     """The connection ended without one byte of an answer."""
 

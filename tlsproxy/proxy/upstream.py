@@ -11,18 +11,17 @@ may try it. A route's only backend is always tried: leaving it alone would help 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import random
-import socket
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final
 
 from tlsproxy.proxy.backend import BackendConnection
-from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut
+from tlsproxy.proxy.dialing import Place
+from tlsproxy.proxy.failures import ConnectFailed, OutOfResources
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +44,11 @@ class Backend:
         "_idle_limit",
         "_learned",
         "_pause",
+        "_place",
         "_server",
         "active",
-        "host",
         "idle",
         "most_idle",
-        "path",
-        "port",
         "quoted",
         "url",
     )  # fmt: skip
@@ -59,8 +56,7 @@ class Backend:
     def __init__(self, url: str, *, most_idle: int) -> None:
         self.url = url
         self.quoted = json.dumps(url)  # for the access log
-        self.path = url.removeprefix("unix:") if url.startswith("unix:") else ""
-        self.host, self.port = ("", 0) if self.path else split_url(url)
+        self._place = Place(url)
         self.most_idle = most_idle
         self.idle: list[BackendConnection] = []
         self.active = 0
@@ -85,21 +81,9 @@ class Backend:
         return None
 
     async def connect(self, timeout: float) -> BackendConnection:
-        """A new connection. A name is resolved each time, so a backend that moved is found. Raises ConnectFailed."""
-        loop = asyncio.get_running_loop()
+        """A new connection. Raises ConnectFailed."""
         connection = BackendConnection(self)
-        try:
-            async with asyncio.timeout(timeout):
-                if self.path:
-                    await loop.create_unix_connection(lambda: connection, self.path)
-                else:
-                    await loop.create_connection(lambda: connection, self.host, self.port)
-        except TimeoutError:
-            raise ConnectTimedOut(self.url, f"no connection within {timeout:g} s") from None
-        except socket.gaierror as error:
-            raise ConnectFailed(self.url, f"the name does not resolve ({error.strerror})") from None
-        except OSError as error:
-            raise ConnectFailed(self.url, f"cannot connect ({error.strerror or error})") from None
+        await self._place.connect(lambda: connection, timeout)
         return connection
 
     def put_back(self, connection: BackendConnection) -> None:
@@ -216,6 +200,8 @@ class Upstream:
         while True:
             try:
                 return await backend.connect(timeout)
+            except OutOfResources:
+                raise  # no other backend can be reached either, and none is to blame
             except ConnectFailed as failure:
                 backend.failed(failure.note)
                 tried.append(backend)
@@ -240,9 +226,3 @@ class Upstream:
         # Rendezvous hashing: when a backend leaves, only its own clients move. CRC-32 would be quicker by 1 µs, but is
         # linear: of three backends one got half of all clients.
         return max(candidates, key=lambda backend: blake2b(f"{client} {backend.url}".encode(), digest_size=8).digest())
-
-
-def split_url(url: str) -> tuple[str, int]:
-    """Host and port of "http://host:port" or "http://[v6]:port"; the settings have checked the form."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return host.strip("[]"), int(port)
