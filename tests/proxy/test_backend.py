@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.fakes.backend import OK, Backend
@@ -206,6 +208,16 @@ class TestRepetition:
             assert client.message().trailers == trailers
             client.send(GET % b"/")
             upstream.message()
+
+
+def test_a_backend_on_ipv6(stage: Stage) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        url = f"http://[::1]:{listener.getsockname()[1]}"
+        stage.serve(sites=[{"hosts": ["a.test"], "backends": [url]}])
+        stage.connect().send(GET % b"/")
+        sock, _ = listener.accept()
+        assert Peer(sock).message().target == b"/"
+        sock.close()
 
 
 def test_a_name_is_resolved_when_it_is_connected_to(stage: Stage) -> None:
