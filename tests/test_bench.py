@@ -337,3 +337,14 @@ def test_wrong_options_are_refused(wrong: list[str], capsys: pytest.CaptureFixtu
 
 def test_every_row_has_a_budget() -> None:
     assert all(row.budget != Budget() for row in ROWS.values())
+
+
+def test_heads_that_repeat_and_heads_that_do_not_have_the_same_budget() -> None:
+    assert list(ROWS)[:2] == ["http1-small", "http1-varied"]
+    assert ROWS["http1-varied"].budget == ROWS["http1-small"].budget == Budget(nginx=1.8, caddy=0.45)
+    assert LENGTHS["/varied"] == LENGTHS["/small"]
+
+
+def test_every_row_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE) == list(ROWS)

@@ -28,7 +28,7 @@ from scripts.benchmark.processes import Processes
 START_PATIENCE = 20.0
 LARGE, BULK = 64 << 10, 100 << 20
 SMALL_BODY = '{"id":471100,"status":"shipped","items":[' + ",".join(["17"] * 58) + "]}"
-LENGTHS = {"/small": len(SMALL_BODY), "/large": LARGE, "/bulk": BULK}
+LENGTHS = {"/small": len(SMALL_BODY), "/varied": len(SMALL_BODY), "/large": LARGE, "/bulk": BULK}
 
 
 class MeasurementError(Exception):
@@ -87,8 +87,8 @@ class Arena:
         self.processes.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start_backend(self, nginx: Path) -> None:
-        """Start the nginx that answers for the application."""
+    def start_backend(self, nginx: Path) -> int:
+        """Start the nginx that answers for the application; return its port."""
         files = self.folder / "files"
         files.mkdir()
         (files / "large").write_bytes(bytes(range(256)) * (LARGE // 256))
@@ -100,6 +100,7 @@ class Arena:
         command: list[str | Path] = [nginx, "-e", log, "-p", place.folder, "-c", config]
         self.processes.start(command, cores=self.cores.load, environ={}, output=place.folder / "output.log")
         wait_for_port(self._backend_port)
+        return self._backend_port
 
     @contextmanager
     def running(self, peer: Peer, *, workers: int = 1, spread: bool = False) -> Iterator[Contest]:
@@ -135,7 +136,7 @@ def wait_for_answer(process: subprocess.Popen[str], peer: Peer, place: Place) ->
     deadline = time.monotonic() + START_PATIENCE
     while True:
         try:
-            return {path: answer_size(place.port, path) for path in ("/small", "/large")}
+            return {path: answer_size(place.port, path) for path in ("/small", "/varied", "/large")}
         except (OSError, client.AnswerError) as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise MeasurementError(f"{peer.name} did not answer: {error} {_last_lines(place)}") from error

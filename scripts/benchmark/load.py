@@ -94,17 +94,18 @@ class Generators:
         self._port = port
         self._environ = {"OPENSSL_CONF": str(CONFIGS / "openssl.cnf"), "PYTHONPATH": str(CONFIGS.parents[2])}
 
-    def saturate(self, path: str, *, connections: int, seconds: float, threads: int = 1, timeout: int = 10) -> Load:
-        """Let wrk send as fast as the answers come, on keep-alive connections."""
-        return self._wrk(path, connections, seconds, threads, timeout)
-
-    def _wrk(
-        self, path: str, connections: int, seconds: float, threads: int = 1, timeout: int = 10, rest: int = 0
+    def saturate(
+        self, path: str, *, connections: int, seconds: float, threads: int = 1, timeout: int = 10, varied: bool = False
     ) -> Load:
-        options = [f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", f"{timeout}s"]
+        """Let wrk send as fast as the answers come, on keep-alive connections; with `varied` no two heads the same."""
+        options = [f"-t{threads}", f"-c{connections}", "--timeout", f"{timeout}s"]
+        return self._wrk(path, seconds, options, {"BENCH_VARIED": "1"} if varied else {})
+
+    def _wrk(self, path: str, seconds: float, options: Sequence[str], environ: Mapping[str, str]) -> Load:
+        duration = f"-d{max(1, round(seconds))}s"
         script = ["-s", str(CONFIGS / "wrk.lua")]
-        command: list[str | Path] = ["wrk", *options, *script, *HEADER_OPTIONS, f"{URL}:{self._port}{path}"]
-        return parse_wrk(self._run(command, seconds, {"BENCH_REST": str(rest)}))
+        command: list[str | Path] = ["wrk", *options, duration, *script, *HEADER_OPTIONS, f"{URL}:{self._port}{path}"]
+        return parse_wrk(self._run(command, seconds, environ))
 
     def pace(self, path: str, *, rate: float, seconds: float) -> Load:
         """Let wrk send at about a fixed rate: each connection rests after an answer, so bursts come as from people.
@@ -112,7 +113,7 @@ class Generators:
         h2load's --rps was tried: its connections fire on the same tick of 10 ms, and the burst is all one measures.
         """
         connections = max(10, round(rate * REST / 1000))
-        return self._wrk(path, connections, seconds, rest=REST)
+        return self._wrk(path, seconds, ["-t1", f"-c{connections}", "--timeout", "10s"], {"BENCH_REST": str(REST)})
 
     def connect(self, path: str, *, length: int, clients: int, seconds: float, resume: bool) -> Load:
         """Open connections one after another in several processes, one request on each."""

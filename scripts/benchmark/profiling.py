@@ -19,6 +19,7 @@ from scripts.benchmark.rows import connect, downloads, saturate
 RATE = 200  # a second; each sample halts the worker, at 500 it served half as much
 LOADS: dict[str, Callable[[Contest, float], Load]] = {
     "http1-small": lambda contest, seconds: saturate(contest, "/small", seconds),
+    "http1-varied": lambda contest, seconds: saturate(contest, "/varied", seconds, varied=True),
     "http1-64k": lambda contest, seconds: saturate(contest, "/large", seconds),
     "tls-connection": lambda contest, seconds: connect(contest, seconds, resume=False),
     "tls-resumed": lambda contest, seconds: connect(contest, seconds, resume=True),
