@@ -71,10 +71,11 @@ class Stage:
         self.log_path = folder / "access.log"
         self.store = MemoryStore()
         self.crashes: list[Json] = []
-        self._draining: Future[None] | None = None
+        self._draining: Future[int] | None = None
         self._stack = ExitStack()
         self._collector = gc.get_threshold()
         self._stack.callback(self._restore_collector)
+        gc.freeze()  # the Front begins with a full collection; what a test run has loaded would make it slow
         self.loop = uvloop.new_event_loop()
         self.loop.set_exception_handler(lambda _, context: self.crashes.append(context))
         self._thread = threading.Thread(target=self.loop.run_forever, name="stage", daemon=True)
@@ -173,9 +174,9 @@ class Stage:
         """Wait until `text` is part of it."""
         self.wait(lambda: text in repr(self.front._backends[url]))
 
-    def begin_drain(self, timeout: float = 3.0) -> Future[None]:
-        """Start to drain; the result comes with the end."""
-        self._draining = asyncio.run_coroutine_threadsafe(self.front.drain(timeout), self.loop)
+    def begin_drain(self, timeout: float = 3.0, *, last: bool = False) -> Future[int]:
+        """Start to drain; the result, how many were cut, comes with the end."""
+        self._draining = asyncio.run_coroutine_threadsafe(self.front.drain(timeout, last=last), self.loop)
         self.tick()
         return self._draining
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tlsproxy.runtime import control
 from tlsproxy.runtime.control import (
+    AdoptListeners,
     CertificatesChanged,
     ControlChannel,
     ControlError,
@@ -18,8 +19,10 @@ from tlsproxy.runtime.control import (
     Drained,
     Failed,
     FrameDecoder,
+    Leaving,
     Message,
     Ready,
+    ReleaseListeners,
     ReopenLogs,
     Start,
     Stats,
@@ -30,13 +33,17 @@ from tlsproxy.runtime.control import (
 )
 
 MESSAGES: list[Message] = [
-    Start('{"sites": []}', (("https", 7), ("http", 8)), "00ff", slot=3, generation=2),
+    Start('{"sites": []}', (("https", 7, 0), ("http", 8, 1)), "00ff", slot=3, generation=2),
     Start("{}"),
     Ready(),
     Failed("port taken\nby another: ü"),
     CertificatesChanged(("a.test", "*.b.test")),
     CertificatesChanged(()),
-    Drain(9.5),
+    AdoptListeners((1, 2)),
+    ReleaseListeners((1,)),
+    Drain(9.5, last=True),
+    Drain(),
+    Leaving(),
     Drained(cut=2),
     ReopenLogs(),
     StatsRequest(),
@@ -69,8 +76,9 @@ def test_messages_survive_any_cut_of_the_stream(messages: list[Message], size: i
         (b"[]", "not a JSON object"),
         (b"\xff", "not JSON"),
         (b"", "not JSON"),
-        (b'{"type":"Drain"}', "Drain is malformed: timeout: Field required"),
-        (b'{"type":"Start","settings":"{}","listeners":[["quic",3]]}', "listeners.0.0"),
+        (b'{"type":"Drained","cut":"x"}', "Drained is malformed: cut: "),
+        (b'{"type":"Failed"}', "Failed is malformed: reason: Field required"),
+        (b'{"type":"Start","settings":"{}","listeners":[["quic",3,0]]}', "listeners.0.0"),
     ],
 )
 def test_what_is_not_understood_is_named(line: bytes, said: str) -> None:
@@ -98,7 +106,7 @@ def test_a_line_has_a_limit_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> No
 async def _exchange() -> None:
     left, right = control_pair()
     supervisor, child = await ControlChannel.open(left), await ControlChannel.open(right)
-    big = Start("s" * 700_000, (("https", 5),))
+    big = Start("s" * 700_000, (("https", 5, 0),))
     supervisor.send(big)
     supervisor.send(Drain(1))
     assert await child.receive() == big

@@ -14,9 +14,9 @@ from tlsproxy.runtime.sockets import (
     Address,
     Listener,
     ListenError,
-    adopt_listeners,
     bind_listeners,
     close_listeners,
+    inherit_listeners,
     parse_address,
 )
 
@@ -118,14 +118,16 @@ def test_a_reserved_port_lists_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> 
         assert advice in str(caught.value)
 
 
-def test_a_worker_adopts_what_it_inherits() -> None:
-    (listener,) = bind_listeners(["127.0.0.1:0"], [])
-    ((kind, sock),) = adopt_listeners([("https", os.dup(listener.socket.fileno()))])
-    assert kind == "https"
-    assert sock.getsockname() == listener.socket.getsockname()
-    assert not sock.get_inheritable()
-    sock.close()
-    close_listeners([listener])
+def test_a_worker_takes_what_it_inherits_by_slot() -> None:
+    listeners = bind_listeners(["127.0.0.1:0"], ["127.0.0.1:0"], slots=2)
+    slots = inherit_listeners([(each.kind, os.dup(each.socket.fileno()), each.slot) for each in listeners])
+    assert [[kind for kind, _ in slots[slot]] for slot in (0, 1)] == [["https", "http"]] * 2
+    for listener in listeners:
+        sock = dict(slots[listener.slot])[listener.kind]
+        assert sock.getsockname() == listener.socket.getsockname()
+        assert not sock.get_inheritable()
+        sock.close()
+    close_listeners(listeners)
 
 
 def test_a_listener_shows_its_address() -> None:

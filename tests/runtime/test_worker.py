@@ -16,6 +16,7 @@ from tlsproxy.runtime.control import (
     Drained,
     Failed,
     FrameDecoder,
+    Leaving,
     Message,
     Ready,
     ReopenLogs,
@@ -96,6 +97,7 @@ def test_its_life_from_start_to_drain(worker: LoneWorker) -> None:
     worker.send(ReopenLogs())
     worker.send(CertificatesChanged(("internal/a.test",)))
     worker.send(Drain(5))
+    assert worker.hear() == Leaving()
     assert worker.hear() == Drained(cut=0)
     assert worker.hear() is None
     assert worker.wait() == (0, "")
@@ -127,6 +129,7 @@ def test_a_terminal_cannot_end_it_but_sigterm_drains(worker: LoneWorker) -> None
     worker.send(StatsRequest())
     assert isinstance(worker.hear(), Stats)
     worker.process.send_signal(signal.SIGTERM)
+    assert worker.hear() == Leaving()
     assert worker.hear() == Drained(cut=0)
     assert worker.wait() == (0, "")
 

@@ -93,6 +93,7 @@ class Proxy:
         self.trust = trust
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
+        self._wanted = 0  # the worker to talk to, 0 = any
         self._changed = threading.Condition()
         command = [*before, sys.executable, "-m", "tlsproxy", "run", "--config", str(config)]
         self._process = subprocess.Popen(
@@ -137,7 +138,7 @@ class Proxy:
         self, host: str = "localhost", context: ssl.SSLContext | None = None, session: ssl.SSLSession | None = None
     ) -> ssl.SSLSocket:
         """Return a finished handshake with this name in it, or with none if `host` is empty."""
-        raw = socket.create_connection(("127.0.0.1", self.port), PATIENCE, (CLIENT, 0))
+        raw = self._dial()
         try:
             return (context or self.trust).wrap_socket(raw, server_hostname=host or None, session=session)
         except BaseException:
@@ -146,16 +147,26 @@ class Proxy:
 
     @contextlib.contextmanager
     def alone(self, worker: int) -> Iterator[None]:
-        """Stop the other workers meanwhile: this one takes every new connection, whoever would have been faster."""
-        others = [pid for pid in self.workers() if pid != worker]
+        """Meanwhile new connections are to this worker: the kernel deals them out, those to others are given back."""
+        self._wanted = worker
         try:
-            for pid in others:
-                os.kill(pid, signal.SIGSTOP)
-                until(lambda pid=pid: _state(pid) == "T", f"{pid} is stopped")  # type: ignore[misc]
             yield
         finally:
-            for pid in others:
-                os.kill(pid, signal.SIGCONT)
+            self._wanted = 0
+
+    def holder(self, client: socket.socket) -> int:
+        """Return which worker has accepted this connection."""
+        inode = until(lambda: _peer_inode(client), "the connection is accepted")
+        return until(lambda: next((pid for pid in self.workers() if _has_open(pid, inode)), 0), "a worker has it")
+
+    def _dial(self) -> socket.socket:
+        """Nothing is sent before it is known who has it."""
+        for _ in range(100):
+            raw = socket.create_connection(("127.0.0.1", self.port), PATIENCE, (CLIENT, 0))
+            if not self._wanted or self.holder(raw) == self._wanted:
+                return raw
+            raw.close()
+        raise AssertionError(f"worker {self._wanted} gets no connections")
 
     def connection(self, host: str = "localhost", context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
         """Return http.client on a connection of ours; it stays on that one connection or fails."""
@@ -297,9 +308,18 @@ class Server:
             return probe.connect_ex(path if path != self.address else (host, int(port))) == 0
 
 
-def _state(pid: int) -> str:
-    """Return the letter of proc(5); the name before it may hold anything."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+def _peer_inode(client: socket.socket) -> str:
+    """Return the other end's inode, "" while nobody has accepted it (/proc/net/tcp of proc(5))."""
+    here, there = (f":{name[1]:04X}" for name in (client.getsockname(), client.getpeername()))
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    found = (row[9] for row in rows if row[1].endswith(there) and row[2].endswith(here))
+    return next((inode for inode in found if inode != "0"), "")
+
+
+def _has_open(pid: int, inode: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(str(each.readlink()) == f"socket:[{inode}]" for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def _kill_group(leader: int) -> None:

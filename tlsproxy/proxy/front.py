@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
@@ -39,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 _TICK: Final = 0.5  # seconds
 _HANDSHAKE_LINES: Final = 5  # failed handshakes that are logged one by one per tick; the rest is counted
+_GRACE: Final = 1.0  # seconds in which a client that has only just connected may begin to speak to a draining worker
 _RESERVED_FILES: Final = 64  # descriptors for everything that is not a client or its backend connection
+
+
+Kind: TypeAlias = Literal["https", "http"]
 
 
 class Front:
@@ -64,6 +68,7 @@ class Front:
         self.connections = Connections(
             total=limits.connections or _most_connections(), per_client=limits.connections_per_client
         )
+        self._bundles: dict[str, tuple[Bundle, ...]] = {}  # by first host: what the contexts are made of
         self.contexts = ContextTable(
             [self._site_tls(site) for site in settings.sites],
             default_host=settings.tls.default_host,
@@ -76,35 +81,66 @@ class Front:
         )
         self._services = self._make_services(settings)
         self._listeners: list[Listener] = []
+        self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
         self._failed_handshakes = 0
 
     # --- for the worker process ---------------------------------------------------------------------------------------
 
-    def start(self, listeners: Sequence[tuple[Literal["https", "http"], socket.socket]]) -> None:
-        """Accept from these sockets from now on; they are owned by the Front."""
-        for kind, sock in listeners:
-            make = self._make_tls if kind == "https" else self._make_plain
-            self._listeners.append(Listener(sock, make, self.connections, self.loop))
+    def start(self, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
+        """Accept from these sockets, the worker's own, from now on; they are owned by the Front."""
+        self._listeners = [self._listen(kind, sock) for kind, sock in listeners]
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
         _spare_the_collector()
 
-    async def drain(self, timeout: float) -> None:
-        """Stop accepting, let what is in flight end for at most `timeout` seconds, then cut it and let go of all."""
-        for listener in self._listeners:
-            listener.close()
+    def adopt(self, slot: int, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
+        """Accept from the sockets of another slot too; they are the Front's until `release` hands them back."""
+        self._adopted[slot] = [(kind, self._listen(kind, sock)) for kind, sock in listeners]
+
+    def release(self, slot: int) -> list[tuple[Kind, socket.socket]]:
+        """Leave an adopted slot to others: connections stay, the sockets are the caller's again."""
+        return [(kind, listener.stop()) for kind, listener in self._adopted.pop(slot, [])]
+
+    async def drain(self, timeout: float, *, last: bool = False) -> int:
+        """Stop accepting, let what is in flight end for at most `timeout` seconds, then cut it and let go of all.
+
+        `last`: nobody else will accept from these sockets, so what is queued there is still served. Returns how many
+        connections had to be cut.
+        """
         self._services.draining = True
-        for connection in self.connections:
-            connection.drain()
+        listeners = self._all_listeners()
+        self._close_listeners(listeners, last=last)
         try:
             async with asyncio.timeout(timeout):
+                for listener in listeners:
+                    await listener.settle()
+                self._drain_connections(min(_GRACE, timeout / 2))
                 await self.connections.empty.wait()
         except TimeoutError:
-            logger.warning("drain.cut", extra={"connections": len(self.connections), "after_seconds": timeout})
+            pass
+        cut = len(self.connections)
+        if cut:
+            logger.warning("drain.cut", extra={"connections": cut, "after_seconds": timeout})
             for connection in self.connections:
                 connection.abort()
             await asyncio.sleep(0)  # lets the transports report their end, which writes the log lines
         self.close()
+        return cut
+
+    def _close_listeners(self, listeners: Sequence[Listener], *, last: bool) -> None:
+        for listener in listeners:
+            if last:
+                listener.take_queued()
+            listener.close()
+
+    def _drain_connections(self, grace: float) -> None:
+        """At once, except those that came just now: their first bytes are under way."""
+        now = self.loop.time()
+        new = [each for each in self.connections if each.idle_since is not None and now - each.idle_since < grace]
+        for connection in set(self.connections).difference(new):
+            connection.drain()
+        for connection in new:
+            self.loop.call_later(grace, connection.drain)
 
     def close(self) -> None:
         """Let go of everything that is not a client connection."""
@@ -116,15 +152,24 @@ class Front:
         self._writer.close()
 
     def certificates_changed(self, names: Sequence[str]) -> list[str]:
-        """Serve new connections with what the store and the files hold now. Returns what could not be used."""
+        """Serve new connections with what the store and the files hold now. Returns what could not be used.
+
+        No names = all names. A site whose certificates are the same as before keeps its context.
+        """
         problems = []
         for site in self._sites:
-            if certificate_name(site) in names:
+            if not names or certificate_name(site) in names:
                 try:
-                    self.contexts.replace(site.hosts, bundles_for(site, self._store))
+                    self._renew(site)
                 except (CertificateError, StoreError) as error:
                     problems.append(str(error))
         return problems
+
+    def _renew(self, site: configuration.Site) -> None:
+        bundles = bundles_for(site, self._store)
+        if bundles != self._bundles[site.hosts[0]]:
+            self.contexts.replace(site.hosts, bundles)
+            self._bundles[site.hosts[0]] = bundles
 
     def reopen_logs(self) -> None:
         """Open the access log anew (log rotation)."""
@@ -148,6 +193,12 @@ class Front:
         self._failed_handshakes += 1
         if self._failed_handshakes <= _HANDSHAKE_LINES:
             logger.info("tls.handshake_failed", extra={"reason": reason, "client": client, "sni": sni})
+
+    def _listen(self, kind: Kind, sock: socket.socket) -> Listener:
+        return Listener(sock, self._make_tls if kind == "https" else self._make_plain, self.connections, self.loop)
+
+    def _all_listeners(self) -> list[Listener]:
+        return [*self._listeners, *(listener for slot in self._adopted.values() for _, listener in slot)]
 
     def _make_tls(self, peer: tuple[str, int], port: int) -> Connection:
         return TlsConnection(self, peer, port)
@@ -199,19 +250,21 @@ class Front:
     def _site_tls(self, site: configuration.Site) -> SiteTls:
         return SiteTls(
             hosts=site.hosts,
-            bundles=self._bundles(site),
+            bundles=self._load(site),
             client_ca_pem=site.client_ca.read_text() if site.client_ca else None,
             client_auth=site.client_auth,
             minimum_version=site.minimum_version or self._tls.minimum_version,
         )
 
-    def _bundles(self, site: configuration.Site) -> tuple[Bundle, ...]:
+    def _load(self, site: configuration.Site) -> tuple[Bundle, ...]:
         """The certifier has checked everything before a worker starts; what broke since then costs that site only."""
+        bundles: tuple[Bundle, ...] = ()
         try:
-            return bundles_for(site, self._store)
+            bundles = bundles_for(site, self._store)
         except (CertificateError, StoreError) as error:
             logger.error("certificate.unusable", extra={"site": site.hosts[0], "error": str(error)})  # noqa: TRY400
-            return ()
+        self._bundles[site.hosts[0]] = bundles
+        return bundles
 
     def _may_share(self, info: ConnectionInfo, host: str) -> bool:
         return info.policy is not None and self.contexts.may_serve(info.policy, info.sni, host)
@@ -226,7 +279,7 @@ class Front:
         for backend in self._backends.values():
             backend.close_idle(now)
         self._access.flush()
-        for listener in self._listeners:
+        for listener in self._all_listeners():
             listener.report()
         self._report_handshakes()
 

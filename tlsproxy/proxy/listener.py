@@ -1,8 +1,8 @@
 """Accepting connections from the sockets the supervisor made. Knows addresses and limits, not protocols.
 
-Strategy: one accept per wake-up. All workers wait on the same sockets; whoever is free takes the next connection, so
-the load spreads by itself and nothing queued is lost when a worker dies. (libuv's own listener would take all there is,
-and gives up its socket on EMFILE.)
+Strategy: each worker waits on sockets of its own, which the kernel deals new connections to, so that one wakes nobody
+else; a few are accepted per wake-up, so that a burst does not hold up the connections that are open. (libuv's own
+listener would take all there is, and gives up its socket on EMFILE.)
 
 Rules kept: running out of descriptors or memory is said once, waited out and survived; at the limit of connections the
 ones that have been idle longest are shed before a new client is turned away.
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_BATCH: Final = 8  # connections accepted per wake-up
+_LONGEST_QUEUE: Final = 4096  # what `take_queued` accepts at most, so that a flood can't keep it from ending
 _PAUSE: Final = 0.1  # seconds without accepting after running out
 _SHED_PART: Final = 16  # one in so many connections is shed at a time: the scan is paid for many accepts
 
@@ -88,7 +90,7 @@ class Connections:
 
 
 class Listener:
-    """Accepts from one socket and makes a `factory()` protocol for each connection. Owns `sock` until `close`."""
+    """Accepts from one socket, which it owns until `close` or `stop`, and makes a `factory()` for each connection."""
 
     def __init__(
         self,
@@ -109,13 +111,27 @@ class Listener:
         sock.setblocking(False)
         loop.add_reader(sock, self._accept)
 
-    def close(self) -> None:
-        """Stop accepting. What waits in the queue stays there for the other workers."""
+    def stop(self) -> socket.socket:
+        """Stop accepting and hand the socket back. What is queued stays there for whoever listens on a copy of it."""
         if self._resume is not None:
             self._resume.cancel()
+            self._resume = None
         else:
             self._loop.remove_reader(self._sock)
-        self._sock.close()
+        return self._sock
+
+    def close(self) -> None:
+        """Stop accepting. What is queued is lost (reset) if this was the last copy of the socket."""
+        self.stop().close()
+
+    def take_queued(self) -> None:
+        """Accept everything that waits, for a close that nobody comes after."""
+        self._accept(_LONGEST_QUEUE)
+
+    async def settle(self) -> None:
+        """Return when every connection that was accepted is one of `connections`, or is gone."""
+        if self._pending:
+            await asyncio.wait(self._pending)
 
     def report(self) -> None:
         """Say how many clients were turned away since the last report; called by the tick."""
@@ -126,16 +142,21 @@ class Listener:
             )
             self._turned_away = 0
 
-    def _accept(self) -> None:
-        try:
-            sock, address = self._sock.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker was faster, or the client is gone already
-        except OSError as error:
-            self._wait_out(error)
-            return
-        self._in_trouble = False
-        peer = client_address(address)
+    def _accept(self, most: int = _BATCH) -> None:
+        for _ in range(most):
+            try:
+                sock, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue  # the client is gone already
+            except OSError as error:
+                self._wait_out(error)
+                return
+            self._in_trouble = False
+            self._admit(sock, client_address(address))
+
+    def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         if not self._connections.has_room_for(peer[0]):
             self._turned_away += 1
             sock.close()
@@ -156,7 +177,7 @@ class Listener:
             what = "file descriptors or memory ran out" if error.errno in _EXHAUSTED else "accept failed"
             hint = "waiting; raise the open-file limit or lower limits.connections"
             logger.error("listener.exhausted", extra={"error": f"{what} ({error.strerror}); {hint}"})
-        self._loop.remove_reader(self._sock)
+        self.stop()
         self._resume = self._loop.call_later(_PAUSE, self._go_on)
 
     def _go_on(self) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,12 +33,12 @@ class ControlError(TlsproxyError):
 class Start:
     """Supervisor → child, once and first: everything a child needs to know.
 
-    `settings` is `Settings.model_dump_json()`; `listeners` are (kind, inherited file descriptor), none for the
-    certifier; `ticket_secret` is hex and common to all workers, so that TLS sessions resume in any of them.
+    `settings` is `Settings.model_dump_json()`; `listeners` are (kind, inherited file descriptor, slot) of all slots,
+    none for the certifier; `ticket_secret` is hex and common to all workers: TLS sessions resume in any of them.
     """
 
     settings: str
-    listeners: tuple[tuple[ListenerKind, int], ...] = ()
+    listeners: tuple[tuple[ListenerKind, int, int], ...] = ()
     ticket_secret: str = dataclasses.field(default="", repr=False)
     slot: int = 0
     generation: int = 1
@@ -65,9 +65,33 @@ class CertificatesChanged:
 
 @dataclasses.dataclass(frozen=True)
 class Drain:
-    """Supervisor → child: take nothing new, finish what is in flight, be gone within `timeout` seconds."""
+    """Supervisor → child: take nothing new, finish what is in flight, be gone within `timeout` seconds.
 
-    timeout: float
+    Without a `timeout` the child takes the time of its settings. `last`: nobody listens after this child, so what is
+    queued for it is to be served too.
+    """
+
+    timeout: float | None = None
+    last: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AdoptListeners:
+    """Supervisor → worker: listen on the sockets of these slots too, theirs is gone."""
+
+    slots: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleaseListeners:
+    """Supervisor → worker: no longer listen on these adopted slots, they have a worker again."""
+
+    slots: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaving:
+    """Worker → supervisor: it accepts no more connections from now on, whoever asked it to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +118,23 @@ class Stats:
     values: dict[str, int]
 
 
-Message: TypeAlias = Start | Ready | Failed | CertificatesChanged | Drain | Drained | ReopenLogs | StatsRequest | Stats
+Message: TypeAlias = (
+    Start
+    | Ready
+    | Failed
+    | CertificatesChanged
+    | AdoptListeners
+    | ReleaseListeners
+    | Drain
+    | Leaving
+    | Drained
+    | ReopenLogs
+    | StatsRequest
+    | Stats
+)
 
 _ADAPTERS: dict[str, TypeAdapter[Message]] = {
-    kind.__name__: cast("TypeAdapter[Message]", TypeAdapter(kind))
-    for kind in (Start, Ready, Failed, CertificatesChanged, Drain, Drained, ReopenLogs, StatsRequest, Stats)
+    kind.__name__: cast("TypeAdapter[Message]", TypeAdapter(kind)) for kind in get_args(Message)
 }
 
 

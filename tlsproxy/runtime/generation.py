@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlsproxy.runtime.children import describe_exit, plan_replacement
-from tlsproxy.runtime.control import CertificatesChanged, ControlError, Drain, Drained, Message
+from tlsproxy.runtime.control import CertificatesChanged, ControlError, Drain, Drained, Leaving, Message
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
+from tlsproxy.runtime.slots import orders, plan_listening
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class DrainOutcome:
 class Generation:
     """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
 
-    # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot).
+    # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot),
+    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving).
 
     def __init__(self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec]) -> None:
         self.number = number
@@ -41,6 +43,8 @@ class Generation:
         self._children: set[ChildProcess] = set()
         self._lives: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
+        self._serving = False
+        self._listening: dict[int, int] = {}
 
     def __repr__(self) -> str:
         return f"<Generation {self.number} {', '.join(self.names())}>"
@@ -58,6 +62,8 @@ class Generation:
             for launch in launches:
                 launch.cancel()
         self._keepers = [asyncio.create_task(self._keep(child)) for child in (certifier, *workers)]
+        self._serving = True
+        self._spread()
 
     def names(self) -> list[str]:
         """The children that live, as `worker 0`."""
@@ -80,12 +86,12 @@ class Generation:
         for child in self._children:
             child.poll()
 
-    async def drain(self, timeout: float) -> DrainOutcome:
-        """End all children within `timeout` seconds: ask, wait, kill what is left."""
+    async def drain(self, timeout: float, *, last: bool = False) -> DrainOutcome:
+        """End all children within `timeout` seconds: ask, wait, kill what is left. `last`: no generation follows."""
         self._stop_replacing()
         children = list(self._children)
         for child in children:
-            child.channel.send(Drain(_time_for_children(timeout)))
+            child.channel.send(Drain(_time_for_children(timeout), last))
         if children:
             await asyncio.wait([child.exited for child in children], timeout=timeout)
         # One that has said Drained has nothing left to lose, however long its interpreter takes to end.
@@ -110,7 +116,7 @@ class Generation:
     async def _launch(self, spec: ChildSpec) -> ChildProcess:
         child = await ChildProcess.spawn(spec)
         self._children.add(child)
-        child.exited.add_done_callback(lambda _: self._children.discard(child))
+        child.exited.add_done_callback(lambda _: self._forget(child))
         life = asyncio.create_task(child.live(self._handle))
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
@@ -125,6 +131,9 @@ class Generation:
         match message:
             case CertificatesChanged():
                 self.send_to_workers(message)
+            case Leaving():
+                child.leaving = True
+                self._spread()
             case Drained(cut=cut):
                 child.cut = cut
             case _:
@@ -151,10 +160,27 @@ class Generation:
                 extra = {"slot": spec.start.slot, "error": str(error), "retry_in": delay}
                 logger.error("%s.failed", spec.role, extra=extra)  # noqa: TRY400 - the reason is the child's
             else:
+                self._spread()
                 logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
                 return child, failures
 
+    def _forget(self, child: ChildProcess) -> None:
+        self._children.discard(child)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Have every slot listened on, also while its own worker is missing."""
+        if not self._serving:
+            return
+        workers = {child.spec.start.slot: child for child in self._children if child.spec.is_worker}
+        live = {slot for slot, worker in workers.items() if worker.is_listening}
+        before, self._listening = self._listening, plan_listening(len(self._workers), live, self._listening)
+        for worker, order in orders(before, self._listening):
+            if worker in workers:
+                workers[worker].channel.send(order)
+
     def _stop_replacing(self) -> None:
+        self._serving = False
         for keeper in self._keepers:
             keeper.cancel()
 

@@ -57,13 +57,14 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: _ready_at, cut; the three futures are set once.
+    # Mutable: _ready_at, leaving, cut; the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.channel = channel
         self.exited: asyncio.Future[int] = loop.create_future()
+        self.leaving = False  # it has said that it accepts no more
         self.cut: int | None = None  # what Drained said; None until it came
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
         self._reaped: asyncio.Future[int] = loop.create_future()
@@ -95,8 +96,9 @@ class ChildProcess:
         return self._popen.pid
 
     @property
-    def is_ready(self) -> bool:
-        return self._ready_at is not None
+    def is_listening(self) -> bool:
+        """Whether connections that the kernel gives to it are accepted: from Ready to Leaving or its end."""
+        return self._ready_at is not None and not self.leaving and not self._reaped.done()
 
     def healthy_for(self) -> float:
         """Seconds since Ready; 0 for a child that never was."""
@@ -169,7 +171,7 @@ async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None)
 def _popen(spec: ChildSpec, control: socket.socket) -> subprocess.Popen[bytes]:
     # -P: never import from the directory the operator happened to stand in; it may belong to somebody else.
     command = [sys.executable, "-P", "-m", spec.module, "--control-fd", str(control.fileno())]
-    descriptors = [control.fileno(), *(fd for _, fd in spec.start.listeners)]
+    descriptors = [control.fileno(), *(fd for _, fd, _ in spec.start.listeners)]
     with _signals_held():
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, pass_fds=descriptors, env=_child_environment(spec.environment)

@@ -1,8 +1,10 @@
 """Listening sockets: made once by the supervisor, inherited by every worker of every generation.
 
-One shared accept queue per address, not SO_REUSEPORT per worker: a worker that dies then takes no waiting connection
-with it. Knows addresses and the kernel's refusals, nothing of TLS or HTTP. Rule: all or nothing, so that a proxy never
-serves half of what was asked for; every refusal says what to do.
+Per address one socket for each worker slot (SO_REUSEPORT), so that the kernel deals connections out and each wakes one
+worker alone. All of them stay open in the supervisor: a worker that dies takes no waiting connection with it, and the
+next of its slot, or another one meanwhile, goes on with the same queue. Knows addresses and the kernel's refusals,
+nothing of TLS or HTTP. Rules: all or nothing, so that a proxy never serves half of what was asked for; the port is ours
+alone; every refusal says what to do.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.control import ListenerKind
@@ -21,7 +25,14 @@ from tlsproxy.runtime.portholder import find_port_holder
 BACKLOG = 4096
 """Connections the kernel may hold while all workers are busy; it lowers this to net.core.somaxconn by itself."""
 
+_SPREADS = sys.platform == "linux"
+"""Whether the kernel spreads connections over the sockets of an address. Elsewhere the last one bound gets them all."""
+
 _UNPRIVILEGED_PORT_START = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+
+Slots: TypeAlias = dict[int, list[tuple[ListenerKind, socket.socket]]]
+"""A worker's view of the listeners: the sockets of each slot."""
 
 
 class ListenError(TlsproxyError):
@@ -41,10 +52,11 @@ class Address:
 
 @dataclass(frozen=True)
 class Listener:
-    """A bound, listening, non-blocking socket and what is spoken on it. The supervisor owns and closes it."""
+    """A bound, listening, non-blocking socket, what is spoken on it, and whose it is. The supervisor closes it."""
 
     kind: ListenerKind
     socket: socket.socket
+    slot: int = 0
 
     def __str__(self) -> str:
         host, port = self.socket.getsockname()[:2]
@@ -62,16 +74,16 @@ def parse_address(text: str) -> Address:
     return Address(host[1:-1] if bracketed else host, int(port))
 
 
-def bind_listeners(https: Iterable[str], http: Iterable[str]) -> tuple[Listener, ...]:
-    """Bind every address, or none. Raises ListenError; the caller closes what it gets with `close_listeners`."""
+def bind_listeners(https: Iterable[str], http: Iterable[str], slots: int = 1) -> tuple[Listener, ...]:
+    """Bind every address `slots` times, or none. Raises ListenError; the caller closes it with `close_listeners`."""
     wanted: list[tuple[ListenerKind, str]] = [("https", text) for text in https]
     wanted += [("http", text) for text in http]
     with contextlib.ExitStack() as undo:
         listeners: list[Listener] = []
         for kind, text in wanted:
-            for sock in _bind(parse_address(text)):
+            for slot, sock in _bind(parse_address(text), slots):
                 undo.callback(sock.close)
-                listeners.append(Listener(kind, sock))
+                listeners.append(Listener(kind, sock, slot))
         undo.pop_all()
     return tuple(listeners)
 
@@ -82,32 +94,30 @@ def close_listeners(listeners: Iterable[Listener]) -> None:
         listener.socket.close()
 
 
-def adopt_listeners(inherited: Iterable[tuple[ListenerKind, int]]) -> list[tuple[ListenerKind, socket.socket]]:
-    """In a worker: turn the descriptors of Start into sockets, which the caller owns. Not to be inherited further."""
-    adopted = [(kind, socket.socket(fileno=fd)) for kind, fd in inherited]
-    for _, sock in adopted:
+def inherit_listeners(inherited: Iterable[tuple[ListenerKind, int, int]]) -> Slots:
+    """In a worker: turn the descriptors of Start into sockets by slot, owned by the caller and inherited no further."""
+    slots: Slots = {}
+    for kind, fd, slot in inherited:
+        sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
-    return adopted
+        slots.setdefault(slot, []).append((kind, sock))
+    return slots
 
 
-def _bind(address: Address) -> list[socket.socket]:
-    if not address.host:
-        return [_bind_everywhere(address)]
+def _bind(address: Address, slots: int) -> list[tuple[int, socket.socket]]:
     with contextlib.ExitStack() as undo:
-        bound: list[socket.socket] = []
-        for family, host in _resolve(address):
-            sock = _listen(family, host, address)
-            undo.callback(sock.close)
-            bound.append(sock)
+        bound: list[tuple[int, socket.socket]] = []
+        for family, host in _resolve(address) if address.host else [_everywhere()]:
+            for slot, sock in enumerate(_listen_together(family, host, address, slots)):
+                undo.callback(sock.close)
+                bound.append((slot, sock))
         undo.pop_all()
     return bound
 
 
-def _bind_everywhere(address: Address) -> socket.socket:
+def _everywhere() -> tuple[socket.AddressFamily, str]:
     """One socket for both families; plain IPv4 where the kernel has no IPv6 (common in containers)."""
-    if _has_ipv6():
-        return _listen(socket.AF_INET6, "::", address)
-    return _listen(socket.AF_INET, "0.0.0.0", address)
+    return (socket.AF_INET6, "::") if _has_ipv6() else (socket.AF_INET, "0.0.0.0")
 
 
 def _has_ipv6() -> bool:
@@ -130,7 +140,29 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found))
 
 
-def _listen(family: socket.AddressFamily, host: str, address: Address) -> socket.socket:
+def _listen_together(family: socket.AddressFamily, host: str, address: Address, slots: int) -> list[socket.socket]:
+    """Listen with `slots` sockets on one address that was free before.
+
+    The first one listens without SO_REUSEPORT: only then does the kernel refuse a port that another process shares out,
+    be it another tlsproxy. From there on nobody but this user's processes can join it.
+    """
+    first = _listen(family, host, address)
+    taken = Address(address.host, first.getsockname()[1])
+    with contextlib.ExitStack() as undo:
+        siblings: list[socket.socket] = []
+        try:
+            for _ in range(1, slots if _SPREADS else 1):
+                first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                siblings.append(undo.enter_context(_listen(family, host, taken, together=True)))
+        except ListenError:
+            # A sandbox's kernel may want the option before the first bind. Sharing one queue is slower, and works.
+            siblings.clear()
+        else:
+            undo.pop_all()
+    return [first, *(siblings or [first.dup() for _ in range(1, slots)])]
+
+
+def _listen(family: socket.AddressFamily, host: str, address: Address, *, together: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Without it a restart has to wait for the TIME_WAIT connections of the previous run.
@@ -138,6 +170,8 @@ def _listen(family: socket.AddressFamily, host: str, address: Address) -> socket
         if family == socket.AF_INET6:
             # Only ":443" means both families; "[::]:443" leaves room for a "0.0.0.0:443" beside it.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(address.host))
+        if together:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, address.port))
         sock.listen(BACKLOG)
         sock.setblocking(False)

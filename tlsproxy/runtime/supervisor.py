@@ -43,7 +43,8 @@ def run(loaded: Loaded) -> int:
     try:
         _check_user(settings)
         _raise_file_limit()
-        listeners = bind_listeners(settings.listen.https, settings.listen.http)
+        slots = settings.resolve_workers()
+        listeners = bind_listeners(settings.listen.https, settings.listen.http, slots)
         try:
             asyncio.run(Supervisor(settings, listeners).serve())
         finally:
@@ -95,7 +96,7 @@ class Supervisor:
         logger.info("proxy.draining", extra={"timeout": self._settings.server.drain})
         # The kernel refuses new connections once the last copy is closed: ours here, the workers' in their drain.
         close_listeners(self._listeners)
-        drain = asyncio.create_task(self._generation.drain(self._settings.server.drain))
+        drain = asyncio.create_task(self._generation.drain(self._settings.server.drain, last=True))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
             level = logging.WARNING if outcome.cut or outcome.killed else logging.INFO
@@ -107,8 +108,8 @@ class Supervisor:
 
     def _make_generation(self, number: int) -> Generation:
         settings = self._settings.model_dump_json()
-        inherited: tuple[tuple[ListenerKind, int], ...] = tuple(
-            (listener.kind, listener.socket.fileno()) for listener in self._listeners
+        inherited: tuple[tuple[ListenerKind, int, int], ...] = tuple(
+            (listener.kind, listener.socket.fileno(), listener.slot) for listener in self._listeners
         )
         environment = openssl_environment()
         certifier = ChildSpec("certifier", "tlsproxy.runtime.certifier", Start(settings, generation=number), {})
@@ -149,7 +150,7 @@ class Supervisor:
 
     def _log_ready(self) -> None:
         ready = {
-            "listeners": [str(listener) for listener in self._listeners],
+            "listeners": [str(listener) for listener in self._listeners if listener.slot == 0],
             "sites": len(self._settings.sites),
             "workers": self._settings.resolve_workers(),
             "pid": os.getpid(),

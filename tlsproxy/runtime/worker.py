@@ -12,7 +12,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import uvloop
@@ -22,26 +23,28 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import (
+    AdoptListeners,
     CertificatesChanged,
     ControlChannel,
     ControlError,
     Drain,
     Drained,
     Failed,
+    Leaving,
     Message,
     Ready,
+    ReleaseListeners,
     ReopenLogs,
     Start,
     Stats,
     StatsRequest,
 )
 from tlsproxy.runtime.privileges import drop_privileges
-from tlsproxy.runtime.sockets import adopt_listeners
+from tlsproxy.runtime.sockets import Slots, inherit_listeners
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
 
 logger = logging.getLogger(__name__)
-
 
 DRAIN_OVERRUN = 1.0
 """Seconds a drain may take beyond its own limit before the worker leaves without it."""
@@ -71,7 +74,7 @@ async def _run(channel: ControlChannel) -> int:
         return 0  # told to leave, or left alone, before there was anything to do
     try:
         settings = Settings.model_validate_json(start.settings)
-        front = _set_up(settings, start)
+        front, others = _set_up(settings, start)
     except TlsproxyError as error:
         channel.send(Failed(str(error)))
         return error.exit_code
@@ -79,11 +82,12 @@ async def _run(channel: ControlChannel) -> int:
         logger.exception("worker.failed", extra={"slot": start.slot})
         channel.send(Failed(f"worker {start.slot} could not be set up: {type(error).__name__}: {error}"))
         return 1
-    await Worker(channel, front, drain=settings.server.drain).serve()
+    await Worker(channel, front, others, drain=settings.server.drain).serve()
     return 0
 
 
-def _set_up(settings: Settings, start: Start) -> Front:
+def _set_up(settings: Settings, start: Start) -> tuple[Front, Slots]:
+    """Return the Front, which listens on this worker's slot, and the sockets of the other slots."""
     logs.configure(settings.log)
     # Before the store, a key or a client is touched: what root alone can read must fail now, not at a renewal.
     drop_privileges(settings.server.user)
@@ -93,17 +97,21 @@ def _set_up(settings: Settings, start: Start) -> Front:
         ticket_secret=bytes.fromhex(start.ticket_secret),
         loop=asyncio.get_running_loop(),
     )
-    front.start(adopt_listeners(start.listeners))
-    return front
+    slots = inherit_listeners(start.listeners)
+    front.start(slots.pop(start.slot, ()))
+    return front, slots
 
 
 class Worker:
     """A worker that is set up: obeys the supervisor until it is time to leave."""
 
-    def __init__(self, channel: ControlChannel, front: Front, *, drain: float) -> None:
-        """`drain` is the time to leave in when no order names one."""
+    # Mutable: _others, which loses the slots that the Front has adopted.
+
+    def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, drain: float) -> None:
+        """`others` are inherited sockets of other slots, `drain` is the time to leave in when no order names one."""
         self._channel = channel
         self._front = front
+        self._others = others
         self._drain_time = drain
 
     async def serve(self) -> None:
@@ -111,7 +119,8 @@ class Worker:
         self._channel.send(Ready())
         while not isinstance(message := await self._receive(), Drain | None):
             self._obey(message)
-        await self._drain(message.timeout if message else self._drain_time)
+        # A supervisor that is gone starts nobody who could serve what is queued.
+        await self._drain(message or Drain(last=True))
 
     async def _receive(self) -> Message | None:
         """A supervisor that cannot be understood is treated like one that is gone."""
@@ -126,6 +135,10 @@ class Worker:
             case CertificatesChanged(names=names):
                 for problem in self._front.certificates_changed(names):
                     logger.error("certificate.refused", extra={"error": problem})
+            case AdoptListeners(slots=slots):
+                self._adopt(slots)
+            case ReleaseListeners(slots=slots):
+                self._others.update((slot, self._front.release(slot)) for slot in slots)
             case ReopenLogs():
                 self._front.reopen_logs()
             case StatsRequest():
@@ -133,21 +146,22 @@ class Worker:
             case _:
                 logger.error("worker.unexpected_message", extra={"message_type": type(message).__name__})
 
-    async def _drain(self, timeout: float) -> None:
+    def _adopt(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._front.adopt(slot, self._others.pop(slot, ()))
+
+    async def _drain(self, order: Drain) -> None:
+        self._channel.send(Leaving())
+        for _, sock in chain.from_iterable(self._others.values()):
+            sock.close()
+        timeout = self._drain_time if order.timeout is None else order.timeout
         cut = 0
-
-        def count() -> None:
-            nonlocal cut
-            cut = self._front.stats()["connections"]
-
-        # Armed before the Front's own limit, so it runs just before the Front cuts what is left.
-        counting = asyncio.get_running_loop().call_later(timeout, count)
         try:
             async with asyncio.timeout(timeout + DRAIN_OVERRUN):
-                await self._front.drain(timeout)
+                cut = await self._front.drain(timeout, last=order.last)
         except TimeoutError:
             logger.error("worker.drain_overrun", extra={"timeout": timeout})  # noqa: TRY400 - says it all
-        counting.cancel()
+            cut = self._front.stats()["connections"]
         self._channel.send(Drained(cut))
 
 
@@ -155,7 +169,7 @@ def _install_signals(channel: ControlChannel) -> None:
     """SIGTERM drains this worker alone (the supervisor replaces it); Ctrl-C is the supervisor's to answer."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_exception)
-    loop.add_signal_handler(signal.SIGTERM, channel.deliver, None)
+    loop.add_signal_handler(signal.SIGTERM, channel.deliver, Drain())
     loop.add_signal_handler(signal.SIGUSR1, channel.deliver, ReopenLogs())
     release_signals(signal.SIGINT, signal.SIGHUP)
 
