@@ -251,8 +251,8 @@ ROWS: dict[str, Row] = {
             keep_alive("/varied", varied=True),
             note=f"{CONNECTIONS} keep-alive connections. Every request has another query, Cookie, Referer and X-Trace "
             "(a tenth field), every answer another ETag, X-Trace and Set-Cookie, so that nothing is gained by "
-            "recognising a whole head. wrk writes each request in Lua, which costs the generator's core more: compare the "
-            "proxy's CPU with http1-small, not requests/s and latencies."),
+            "recognising a whole head. wrk writes each request in Lua, which costs the generator's core more: compare "
+            "the proxy's CPU with http1-small, not requests/s and latencies."),
         Row("http1-64k", "HTTP/1.1 keep-alive, 64 KiB answer", "CPU µs/request", Budget(nginx=1.25),
             keep_alive("/large"), note=SMALL_NOTE),
         Row("tls-connection", "New TLS 1.3 connection and one request, full handshake", "CPU µs/connection",
