@@ -144,12 +144,12 @@ class TestChoice:
         [
             ("1.2", "ECDHE-RSA-AES128-GCM-SHA256", rsa.RSAPublicKey),
             ("1.2", "ECDHE-ECDSA-AES128-GCM-SHA256", ec.EllipticCurvePublicKey),
-            ("1.2", "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES128-GCM-SHA256", rsa.RSAPublicKey),
+            ("1.2", "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES128-GCM-SHA256", ec.EllipticCurvePublicKey),
             ("1.2", "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256", ec.EllipticCurvePublicKey),
             ("1.3", "", ec.EllipticCurvePublicKey),
         ],
     )
-    def test_of_rsa_or_ecdsa_is_the_client_s(
+    def test_is_ecdsa_for_every_client_that_knows_it(
         self, kinds: Proxy, authority: trustme.CA, version: str, ciphers: str, kind: type
     ) -> None:
         context = client_context(authority, version=version)

@@ -26,8 +26,6 @@ HARMLESS = {"OK", "INFO", "LOW", "DEBUG"}
 
 TESTSSL_EXPECTED = {
     "cert_revocation": "the authority of this test publishes neither CRL nor OCSP",
-    "cipher_order": "Mozilla's intermediate guideline 6.0 leaves the order to the client: all ciphers are good, "
-    "and it knows whether it has AES in hardware",
 }
 SSLYZE_EXPECTED = {"certificate_path_validation": "the authority of this test is in no trust store"}
 

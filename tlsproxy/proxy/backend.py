@@ -54,8 +54,8 @@ class BackendConnection(asyncio.Protocol):
     """See the module's text. Made by `Backend.connect`; `begin` starts a request, `release` or `abort` ends it."""
 
     __slots__ = (
-        "_answering", "_exchange", "_interim", "_keep", "_reader", "_transport", "_tunnel", "backend", "idle_since",
-        "is_open", "reused",
+        "_answering", "_exchange", "_has_body", "_interim", "_keep", "_reader", "_transport", "_tunnel",
+        "backend", "idle_since", "is_open", "reused",
     )  # fmt: skip
 
     def __init__(self, backend: Backend) -> None:
@@ -69,6 +69,7 @@ class BackendConnection(asyncio.Protocol):
         self._tunnel: TunnelEnd | None = None
         self._answering = False
         self._keep = False
+        self._has_body = False
         self._interim = 0
 
     def __repr__(self) -> str:
@@ -82,10 +83,13 @@ class BackendConnection(asyncio.Protocol):
         self._exchange = exchange
         self._answering = False
         self._interim = 0
+        self._has_body = False
         self._reader.expect(method)
         self._transport.write(data)  # type: ignore[union-attr]  # claimed connections are open
 
     def send(self, data: bytes) -> None:
+        """Send a piece of the request's body."""
+        self._has_body = True
         if self._transport is not None:
             self._transport.write(data)
 
@@ -100,10 +104,14 @@ class BackendConnection(asyncio.Protocol):
     def release(self, *, request_sent: bool) -> None:
         """The answer was taken whole: back to the pool, or closed if anything stands against that."""
         self._exchange = None
-        if request_sent and self._keep and not self._reader.buffered and self.is_open:
+        if request_sent and self._keep and not self._reader.buffered and self.is_open and not self._holds_body():
             self.backend.put_back(self)
         else:
             self.abort()
+
+    def _holds_body(self) -> bool:
+        """Whether bytes of the request's body still wait here: a backend that answered early may never take them."""
+        return self._has_body and self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     def abort(self) -> None:
         """Close at once. The exchange hears nothing any more."""

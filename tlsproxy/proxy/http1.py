@@ -55,22 +55,8 @@ class Http1Driver:
     """See the module's text. A `stream.Driver` to the connection and an `exchange.ClientSide` to the exchange."""
 
     __slots__ = (
-        "_body_pending",
-        "_chunked",
-        "_exchange",
-        "_full",
-        "_last",
-        "_out",
-        "_paused",
-        "_peer",
-        "_reader",
-        "_services",
-        "_serving",
-        "_tunnel",
-        "_version",
-        "_waiting_for",
-        "_waiting_since",
-        "stream",
+        "_body_pending", "_chunked", "_exchange", "_full", "_last", "_out", "_paused", "_peer", "_reader",
+        "_services", "_serving", "_tunnel", "_version", "_waiting_for", "_waiting_since", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: ClientStream, services: Services) -> None:
