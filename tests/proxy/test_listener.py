@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -86,6 +87,17 @@ class TestPerClient:
         first.close()
         stage.wait(lambda: len(stage.front.connections) == 1)
         assert redirected(stage.connect_plain())
+
+    @pytest.mark.parametrize("limits", [{"connections_per_client": 2}, {"connections": 2}])
+    def test_a_burst_is_counted_while_it_comes_in(self, stage: Stage, limits: dict[str, int]) -> None:
+        """However many wait in the queue when the worker looks: none slips in before the others are counted."""
+        stage.serve(stage.backend(), limits=limits)
+        busy = threading.Event()
+        stage.loop.call_soon_threadsafe(busy.wait, 5)
+        burst = [stage.connect_plain() for _ in range(12)]
+        busy.set()
+        stage.wait(lambda: len(stage.front.connections) > 0)
+        assert 0 < sum(redirected(client) for client in burst) <= 2
 
     def test_other_addresses_are_not_concerned(self, stage: Stage) -> None:
         stage.serve(stage.backend(), limits={"connections_per_client": 1})

@@ -34,7 +34,10 @@ _SHED_PART: Final = 16  # one in so many connections is shed at a time: the scan
 
 
 class Connections:
-    """The client connections of a worker; counted per client address while `per_client` limits them (0 = no limit)."""
+    """The client connections of a worker; counted per client address while `per_client` limits them (0 = no limit).
+
+    One counts from the moment it is admitted: between the accept and its transport the loop may accept many others.
+    """
 
     def __init__(self, *, total: int, per_client: int) -> None:
         self._open: set[Connection] = set()
@@ -42,6 +45,7 @@ class Connections:
         self.per_client = per_client
         self._clients: dict[Connection, str] = {}
         self._counts: Counter[str] = Counter()
+        self._arriving = 0  # admitted, and not added yet
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -53,12 +57,12 @@ class Connections:
         return iter(tuple(self._open))
 
     def add(self, connection: Connection) -> None:
+        """Take in a connection that was admitted."""
+        self._arriving -= 1
         self._open.add(connection)
         self.empty.clear()
         if self.per_client:
-            client = connection.info.client
-            self._clients[connection] = client
-            self._counts[client] += 1
+            self._clients[connection] = connection.info.client
 
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -66,15 +70,32 @@ class Connections:
             self.empty.set()
         client = self._clients.pop(connection, None)
         if client is not None:
-            self._counts[client] -= 1
-            if not self._counts[client]:
-                del self._counts[client]
+            self._count_out(client)
 
-    def has_room_for(self, client: str) -> bool:
-        """Whether one more connection of `client` may be accepted; sheds idle ones if the total is reached."""
+    def admit(self, client: str) -> bool:
+        """Let one more connection of `client` in, if there is room; sheds idle ones if the total is reached.
+
+        Followed by `add`, or by `lose` if the connection did not come about.
+        """
         if self.per_client and self._counts[client] >= self.per_client:
             return False
-        return len(self._open) < self.total or self._shed()
+        if len(self._open) + self._arriving >= self.total and not self._shed():
+            return False
+        self._arriving += 1
+        if self.per_client:
+            self._counts[client] += 1
+        return True
+
+    def lose(self, client: str) -> None:
+        """A connection of `client` that was admitted was gone before it could be added."""
+        self._arriving -= 1
+        if self.per_client:
+            self._count_out(client)
+
+    def _count_out(self, client: str) -> None:
+        self._counts[client] -= 1
+        if not self._counts[client]:
+            del self._counts[client]
 
     def _shed(self) -> bool:
         idle = sorted(self._idle(), key=lambda pair: pair[0])[: max(1, len(self) // _SHED_PART)]
@@ -157,7 +178,7 @@ class Listener:
             self._admit(sock, client_address(address))
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
-        if not self._connections.has_room_for(peer[0]):
+        if not self._connections.admit(peer[0]):
             self._turned_away += 1
             sock.close()
             return
@@ -170,6 +191,7 @@ class Listener:
             await self._loop.connect_accepted_socket(partial(self._factory, peer, self._port), sock)
         except OSError:
             sock.close()  # the client is gone already
+            self._connections.lose(peer[0])
 
     def _wait_out(self, error: OSError) -> None:
         if not self._in_trouble:
