@@ -55,3 +55,13 @@ def test_memory_is_bounded() -> None:
     for number in range(5000):
         assert lines[b"X: %d" % number] == (Kind.PLAIN, (b"X", b"%d" % number))
         assert len(lines) <= 4096
+
+
+@pytest.mark.parametrize(
+    "line", [b"Accept", b"Accept ", b"Accept : x", b"Accept\t: x", b" Accept: x", b"Accept: a\x00b"]
+)
+def test_a_known_name_excuses_nothing(line: bytes) -> None:
+    lines = FieldLines(REQUEST_KIND)
+    assert lines[b"Accept: text/html"][1] == (b"Accept", b"text/html")
+    with pytest.raises(ProtocolError):
+        lines[line]

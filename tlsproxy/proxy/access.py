@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii as _quote
+from sys import intern
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 _BATCH: Final = 256 * 1024  # characters; each batch wakes the writer thread, which then competes for the GIL
 _BACKLOG: Final = 32  # batches: 8 MiB
 _PIPE_ATOM: Final = 4096  # POSIX PIPE_BUF: several workers share one pipe, and longer writes could interleave
+_LONGEST_PATH: Final = 1024
 _LONGEST_TEXT: Final = 512
 
 _QUOTED_REMEMBERED: Final = 2048
@@ -88,7 +90,7 @@ class AccessLog:
         return (
             f'{{"ts":"{stamp}{int((started - second) * 1000):03d}Z","client":"{exchange.client}",'
             f"{head.log_part or self._describe_head(head)}"
-            f'"path":{_quote(path.decode("latin-1"))},{self._query_part(query) if mark else ""}'
+            f'"path":{_quote(path[:_LONGEST_PATH].decode("latin-1"))},{self._query_part(query) if mark else ""}'
             f'"status":{exchange.status},"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},'
             f'"duration_ms":{(exchange.ended - exchange.started) * 1000:.3f},'
             f'"backend":{backend.quoted if backend is not None else "null"},'
@@ -111,7 +113,7 @@ class AccessLog:
         return head.log_part
 
     def _query_part(self, query: bytes) -> str:
-        return f'"query":{_quote(self.redact(query).decode("latin-1"))},'
+        return f'"query":{_quote(self.redact(query)[:_LONGEST_PATH].decode("latin-1"))},'
 
     def _referer(self, referer: bytes) -> str:
         """A page's address may carry secrets in its query as well."""
@@ -151,11 +153,11 @@ class AccessLog:
 
 
 def _describe(info: ConnectionInfo) -> str:
-    """The part of a line that is the same for all requests of a connection; made once."""
+    """The part of a line that is the same for all requests of a connection, and for most connections of a site."""
     if not info.tls:
         info.log_part = '"tls":null,"cipher":null,"sni":null,"alpn":null,"resumed":false,'
     else:
-        info.log_part = (
+        info.log_part = intern(
             f'"tls":{_quote(info.tls)},"cipher":{_quote(info.cipher)},"sni":{_quote(info.sni)},'
             f'"alpn":{_quote(info.alpn)},"resumed":{"true" if info.resumed else "false"},'
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 from contextlib import suppress
+from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
 from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Connection, logger
@@ -239,9 +240,9 @@ class TlsConnection(Connection):
     def _established(self, tls: ssl.SSLObject) -> None:
         info = self.info
         cipher = tls.cipher()
-        info.tls = tls.version() or ""
-        info.cipher = cipher[0] if cipher else ""
-        info.alpn = tls.selected_alpn_protocol() or ""
+        info.tls = intern(tls.version() or "")  # OpenSSL's names are the same for thousands of connections
+        info.cipher = intern(cipher[0] if cipher else "")
+        info.alpn = intern(tls.selected_alpn_protocol() or "")
         info.resumed = bool(tls.session_reused)
         if info.policy is not None and info.policy.client_auth != "off":
             info.client_certificate = tls.getpeercert(binary_form=True)
