@@ -303,6 +303,22 @@ class TestRetries:
             assert client.message().body == b"ok"
         assert max(line["retries"] for line in stage.log(2)) == 1
 
+    def test_the_next_backend_is_asked_on_an_idle_connection(self, stage: Stage) -> None:
+        """A backend that is away must not cost a new connection to the other one with every request."""
+        dead, alive = stage.backend(), stage.backend()
+        stage.serve(dead, alive, route={"balance": "round_robin"})
+        dead.refuse()
+        client = stage.connect()
+        client.send(GET % b"/0")
+        upstream = alive.accept()
+        for number in range(4):  # every other one begins with the dead one
+            assert upstream.message().target == b"/%d" % number
+            upstream.send(OK)
+            assert client.message().body == b"ok"
+            client.send(GET % b"/%d" % (number + 1))
+        assert upstream.message().target == b"/4"
+        assert not alive.is_called(0)
+
     def test_a_refused_connect_and_a_dead_idle_connection_together_cost_nothing_either(self, stage: Stage) -> None:
         """Two different troubles of two backends: the request was still not processed by anybody."""
         dead, alive = stage.backend(), stage.backend()

@@ -184,18 +184,18 @@ class Exchange(Record):
         backend.active += 1
         connection = backend.claim()
         if connection is None:
-            self._connect(route, backend)
+            self._connect(route, backend, reuse=True)
         else:
             self._send(connection)
 
-    def _connect(self, route: Route, backend: Backend) -> None:
+    def _connect(self, route: Route, backend: Backend, *, reuse: bool) -> None:
         self.state = CONNECTING
-        self._connecting = self._services.loop.create_task(self._reach(route, backend))
+        self._connecting = self._services.loop.create_task(self._reach(route, backend, reuse=reuse))
 
-    async def _reach(self, route: Route, backend: Backend) -> None:
+    async def _reach(self, route: Route, backend: Backend, *, reuse: bool) -> None:
         try:
             connection = await route.upstream.connect(
-                backend, self.client, timeout=self._services.connect_timeout, move_to=self._move_to
+                backend, self.client, timeout=self._services.connect_timeout, move_to=self._move_to, reuse=reuse
             )
             self._connecting = None
             self._send(connection)
@@ -325,7 +325,7 @@ class Exchange(Record):
         assert self.backend is not None and self.forward is not None  # noqa: S101, PT018
         self.retries += 1
         self.backend.close_all_idle()
-        self._connect(self.forward.route, self.backend)
+        self._connect(self.forward.route, self.backend, reuse=False)
 
     def _note_answer(self, status: int) -> None:
         self.status = status

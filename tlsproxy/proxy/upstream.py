@@ -190,11 +190,12 @@ class Upstream:
         return self._choose(candidates, client) if candidates else None
 
     async def connect(
-        self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None]
+        self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None], reuse: bool
     ) -> BackendConnection:
         """A new connection to `backend`, or to the next one that can be had: nothing was sent, so any request may move.
 
-        `move_to` is told of each move. Raises the last ConnectFailed when no backend is left to try.
+        `move_to` is told of each move; with `reuse` an idle connection there will do. Raises the last ConnectFailed
+        when no backend is left to try.
         """
         tried: list[Backend] = []
         while True:
@@ -210,6 +211,9 @@ class Upstream:
                     raise
                 backend = following
                 move_to(backend)
+                idle = backend.claim() if reuse else None
+                if idle is not None:
+                    return idle
 
     def _least_conn(self, candidates: Sequence[Backend], client: str) -> Backend:
         fewest = min(backend.active for backend in candidates)
