@@ -7,7 +7,6 @@ exception that reached the event loop fails the test.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import socket
 import ssl
@@ -73,9 +72,6 @@ class Stage:
         self.crashes: list[Json] = []
         self._draining: Future[int] | None = None
         self._stack = ExitStack()
-        self._collector = gc.get_threshold()
-        self._stack.callback(self._restore_collector)
-        gc.freeze()  # the Front begins with a full collection; what a test run has loaded would make it slow
         self.loop = uvloop.new_event_loop()
         self.loop.set_exception_handler(lambda _, context: self.crashes.append(context))
         self._thread = threading.Thread(target=self.loop.run_forever, name="stage", daemon=True)
@@ -213,11 +209,6 @@ class Stage:
 
     def _end_front(self) -> None:
         (self._draining or self.begin_drain(0.0)).result(PATIENCE)
-
-    def _restore_collector(self) -> None:
-        """A Front sets it for a process of its own."""
-        gc.unfreeze()
-        gc.set_threshold(*self._collector)
 
     def _stop_loop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

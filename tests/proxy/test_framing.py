@@ -51,7 +51,9 @@ class TestFraming:
 
     def test_head_to_a_streaming_resource_announces_nothing_wrong(self, stage: Stage) -> None:
         request = b"HEAD / HTTP/1.1\r\nHost: a.test\r\n\r\n"
-        answer = answer_of(stage, request, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", bodiless=True)
+        answer = answer_of(
+            stage, request, b"HTTP/1.1 200 OK\r\nDate: d\r\nTransfer-Encoding: chunked\r\n\r\n", bodiless=True
+        )
         assert (answer.all("transfer-encoding"), answer.all("content-length")) == ([], [])
 
     def test_no_length_is_sent_with_204(self, stage: Stage) -> None:
@@ -65,8 +67,8 @@ class TestFraming:
         client.send(GET % b"/")
         upstream = backend.accept()
         upstream.message()
-        upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        upstream.send(b"HTTP/1.1 200 OK\r\nDate: d\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert client.until(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\nDate: d\r\nTransfer-Encoding: chunked\r\n\r\n"
         for event in (b"data: 1\n\n", b"data: 2\n\n"):
             upstream.send(b"%x\r\n%b\r\n" % (len(event), event))
             assert client.until(b"\n\n\r\n") == b"%x\r\n%b\r\n" % (len(event), event)
@@ -80,7 +82,7 @@ class TestFraming:
         answer = answer_of(
             stage,
             GET % b"/",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n2\r\nok\r\n0\r\n"
+            b"HTTP/1.1 200 OK\r\nDate: d\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n2\r\nok\r\n0\r\n"
             b"Digest: abc\r\nContent-Length: 3\r\nSet-Cookie: a=b\r\nTransfer-Encoding: x\r\n\r\n",
         )
         assert (answer.body, answer.trailers) == (b"ok", [(b"Digest", b"abc")])
@@ -98,7 +100,7 @@ class TestFraming:
         assert (request.get("te"), request.get("connection")) == (b"trailers", b"TE")
 
     def test_an_answer_that_ends_with_its_connection_is_chunked_for_http_1_1(self, stage: Stage) -> None:
-        answer = answer_of(stage, GET % b"/", b"HTTP/1.1 200 OK\r\n\r\nto the end", close=True)
+        answer = answer_of(stage, GET % b"/", b"HTTP/1.1 200 OK\r\nDate: d\r\n\r\nto the end", close=True)
         assert (answer.get("transfer-encoding"), answer.body) == (b"chunked", b"to the end")
         assert answer.get("connection") is None
 
@@ -106,11 +108,12 @@ class TestFraming:
         answer = answer_of(
             stage,
             GET % b"/",
-            b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\n"
+            b"HTTP/1.1 200 OK\r\nDate: d\r\nConnection: keep-alive, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\n"
             b"X-Accel-Buffering: no\r\nX-Ok: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n" + NO_BODY,
         )
         assert answer.fields == [
-            (b"X-Ok", b"1"), (b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"), (b"Content-Length", b"0"),
+            (b"Date", b"d"), (b"X-Ok", b"1"), (b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2"),
+            (b"Content-Length", b"0"),
         ]  # fmt: skip
 
 
@@ -122,8 +125,8 @@ class TestHttp10:
         client.send(b"GET / HTTP/1.0\r\nHost: a.test\r\n\r\n")
         upstream = backend.accept()
         assert upstream.message().start == b"GET / HTTP/1.1"
-        upstream.send(OK)
-        assert client.rest() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+        upstream.send(b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 2\r\n\r\nok")
+        assert client.rest() == b"HTTP/1.1 200 OK\r\nDate: d\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
     def test_a_client_with_keep_alive(self, stage: Stage) -> None:
         backend = stage.backend()
@@ -141,9 +144,10 @@ class TestHttp10:
     @pytest.mark.parametrize(
         "answer",
         [
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nto \r\n7\r\nthe end\r\n0\r\nX: y\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\n\r\nto the end",
-            b"HTTP/1.0 200 OK\r\n\r\nto the end",
+            b"HTTP/1.1 200 OK\r\nDate: d\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nto \r\n7\r\nthe end\r\n0\r\nX: y\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nDate: d\r\n\r\nto the end",
+            b"HTTP/1.0 200 OK\r\nDate: d\r\n\r\nto the end",
         ],
     )
     def test_a_body_of_unknown_length_ends_with_the_connection(self, stage: Stage, answer: bytes) -> None:
@@ -156,7 +160,7 @@ class TestHttp10:
         upstream.message()
         upstream.send(answer)
         upstream.close()
-        assert client.rest() == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nto the end"
+        assert client.rest() == b"HTTP/1.1 200 OK\r\nDate: d\r\nConnection: close\r\n\r\nto the end"
 
     def test_no_host_means_the_name_that_tls_asked_for(self, stage: Stage) -> None:
         backend = stage.backend()
@@ -167,8 +171,8 @@ class TestHttp10:
     @pytest.mark.parametrize(
         ("answer", "is_kept"),
         [
-            (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", False),
-            (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", True),
+            (b"HTTP/1.0 200 OK\r\nDate: d\r\nContent-Length: 2\r\n\r\nok", False),
+            (b"HTTP/1.0 200 OK\r\nDate: d\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", True),
         ],
     )
     def test_a_backend(self, stage: Stage, answer: bytes, *, is_kept: bool) -> None:
@@ -179,6 +183,6 @@ class TestHttp10:
         upstream = backend.accept()
         upstream.message()
         upstream.send(answer)
-        assert client.message() == Message(b"HTTP/1.1 200 OK", [(b"Content-Length", b"2")], b"ok")
+        assert client.message() == Message(b"HTTP/1.1 200 OK", [(b"Date", b"d"), (b"Content-Length", b"2")], b"ok")
         client.send(GET % b"/2")
         assert (upstream if is_kept else backend.accept()).message().target == b"/2"

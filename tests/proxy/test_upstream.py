@@ -157,6 +157,14 @@ class TestEjection:
         assert {upstream.choose("c"), upstream.choose("c")} == set(upstream.backends)
         assert upstream.choose("c") is None
 
+    def test_if_all_are_left_alone_one_request_a_second_tries_all_the_same(self, clock: Clock) -> None:
+        upstream = make(2)
+        for backend in upstream.backends:
+            for _ in range(8):
+                fail(backend)  # a pause of half a minute
+        clock.now += 1.1
+        assert upstream.choose("c") in upstream.backends
+
     def test_it_is_said_once_when_it_begins_and_once_when_it_ends(
         self, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:

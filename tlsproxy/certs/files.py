@@ -64,9 +64,8 @@ class WatchedPair:
             return None
         self._stamp = stamp
         contents = self._digest()
-        if contents in (self._served, self._rejected):
+        if contents == self._rejected or (contents == self._served and not self._was_broken):
             self._doubtful = ""
-            self._rejected = self._rejected if contents == self._rejected else ""
             return None
         try:
             bundle = load_files(self._site, self._files)
@@ -74,6 +73,11 @@ class WatchedPair:
             return self._doubt(contents, str(error))
         self._served, self._doubtful, self._rejected = contents, "", ""
         return Changed(certificate_name(self._site), self._files, bundle)
+
+    @property
+    def _was_broken(self) -> bool:
+        """Whether the last look saw something else: a worker that started then has no certificate from here."""
+        return bool(self._doubtful or self._rejected)
 
     def _doubt(self, contents: str, reason: str) -> Rejected | None:
         if contents != self._doubtful:

@@ -25,7 +25,7 @@ from tlsproxy.proxy.failures import (
 from tlsproxy.proxy.kept import LOST, NOTHING, KeptBody
 from tlsproxy.proxy.phase import ANSWERING, CONNECTING, DONE, NEW, SENT, TUNNEL
 from tlsproxy.proxy.record import Record
-from tlsproxy.proxy.replies import refusal
+from tlsproxy.proxy.replies import http_date, refusal
 from tlsproxy.proxy.router import Forward, Redirect, Refuse, Route
 from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers
@@ -273,6 +273,8 @@ class Exchange(Record):
         fields = head.fields
         if self.site is not None and self.site.hsts:
             fields = self.site.with_hsts(fields)
+        if not head.is_dated:
+            fields = [*fields, (b"Date", http_date())]  # RFC 9110 6.6.1: a recipient with a clock adds it
         if head.trailer and head.framing is _CHUNKED:
             fields = [*fields, (b"Trailer", head.trailer)]
         has_body = head.framing is not _NO_BODY
@@ -361,7 +363,7 @@ class Exchange(Record):
         self.status = status
         self.state = ANSWERING
         fields = [field for field in fields if field[0].lower() != b"content-length"]
-        fields.append((b"Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode()))  # RFC 9110 6.6.1
+        fields.append((b"Date", http_date()))
         if self.site is not None and self.site.hsts and self.info.scheme == "https":
             fields = self.site.with_hsts(fields)
         has_body = self.head.method != b"HEAD"

@@ -6,7 +6,6 @@ Owns everything a worker opens: listeners, connections, pools, the access log. O
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import resource
 import socket
@@ -91,7 +90,6 @@ class Front:
         """Accept from these sockets, the worker's own, from now on; they are owned by the Front."""
         self._listeners = [self._listen(kind, sock) for kind, sock in listeners]
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
-        _spare_the_collector()
 
     def adopt(self, slot: int, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
         """Accept from the sockets of another slot too; they are the Front's until `release` hands them back."""
@@ -278,6 +276,7 @@ class Front:
             connection.check_deadline(now)
         for backend in self._backends.values():
             backend.close_idle(now)
+        self.connections.look_again()
         self._access.flush()
         for listener in self._all_listeners():
             listener.report()
@@ -296,13 +295,6 @@ def _most_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     return max(16, (soft - _RESERVED_FILES) // 2)
-
-
-def _spare_the_collector() -> None:
-    """What was built until now stays; requests make hardly any cycles. A full collection would pause every client."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def _wants_console(log: configuration.Log, writer: LogWriter | NoLog) -> bool:

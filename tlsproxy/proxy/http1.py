@@ -195,7 +195,8 @@ class Http1Driver:
         self._waiting_for = _NOTHING
         exchange.start(self._peer)
         if self._body_pending and self._exchange is exchange:
-            self._waiting_for = _BODY
+            # A client that waits for a 100 is not slow: the backend is (RFC 9110 10.1.1).
+            self._waiting_for = _NOTHING if head.expect_continue else _BODY
             self._read_body()
 
     def _read_body(self) -> None:
@@ -210,6 +211,7 @@ class Http1Driver:
             exchange.request_failed(error)
             return
         if data:
+            self._waiting_for = _BODY
             exchange.request_data(data)
         if self._reader.body_done and self._exchange is exchange:
             self._body_pending = False
@@ -240,6 +242,9 @@ class Http1Driver:
     # --- exchange.ClientSide ------------------------------------------------------------------------------------------
 
     def send_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+        if status == 100 and self._body_pending:
+            self._waiting_for = _BODY
+            self._waiting_since = time.monotonic()
         self.stream.write(response_head_bytes(status, reason or _REASONS.get(status, b""), fields))
 
     def send_head(self, status: int, reason: bytes, fields: Fields, length: int, *, has_body: bool) -> None:

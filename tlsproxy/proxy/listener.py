@@ -1,8 +1,8 @@
 """Accepting connections from the sockets the supervisor made. Knows addresses and limits, not protocols.
 
 Strategy: each worker waits on sockets of its own, which the kernel deals new connections to, so that one wakes nobody
-else; a few are accepted per wake-up, so that a burst does not hold up the connections that are open. (libuv's own
-listener would take all there is, and gives up its socket on EMFILE.)
+else. One accept per wake-up: a second one is almost always in vain, and limits are exact while each connection is
+counted before the next. (libuv's own listener would take all there is, and gives up its socket on EMFILE.)
 
 Rules kept: running out of descriptors or memory is said once, waited out and survived; at the limit of connections the
 ones that have been idle longest are shed before a new client is turned away.
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-_BATCH: Final = 8  # connections accepted per wake-up
 _LONGEST_QUEUE: Final = 4096  # what `take_queued` accepts at most, so that a flood can't keep it from ending
 _PAUSE: Final = 0.1  # seconds without accepting after running out
 _SHED_PART: Final = 16  # one in so many connections is shed at a time: the scan is paid for many accepts
@@ -46,6 +45,7 @@ class Connections:
         self._clients: dict[Connection, str] = {}
         self._counts: Counter[str] = Counter()
         self._arriving = 0  # admitted, and not added yet
+        self._all_busy = False  # the last search for idle ones found none
         self.empty = asyncio.Event()
         self.empty.set()
 
@@ -98,10 +98,17 @@ class Connections:
             del self._counts[client]
 
     def _shed(self) -> bool:
+        if self._all_busy:
+            return False
         idle = sorted(self._idle(), key=lambda pair: pair[0])[: max(1, len(self) // _SHED_PART)]
         for _, connection in idle:
             connection.close()
+        self._all_busy = not idle
         return bool(idle)
+
+    def look_again(self) -> None:
+        """Called by the tick: somebody may have become idle. In between, a full worker does not search for it."""
+        self._all_busy = False
 
     def _idle(self) -> Iterator[tuple[float, Connection]]:
         for connection in self:
@@ -147,7 +154,9 @@ class Listener:
 
     def take_queued(self) -> None:
         """Accept everything that waits, for a close that nobody comes after."""
-        self._accept(_LONGEST_QUEUE)
+        for _ in range(_LONGEST_QUEUE):
+            if not self._accept():
+                return
 
     async def settle(self) -> None:
         """Return when every connection that was accepted is one of `connections`, or is gone."""
@@ -163,19 +172,20 @@ class Listener:
             )
             self._turned_away = 0
 
-    def _accept(self, most: int = _BATCH) -> None:
-        for _ in range(most):
-            try:
-                sock, address = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionAbortedError:
-                continue  # the client is gone already
-            except OSError as error:
-                self._wait_out(error)
-                return
-            self._in_trouble = False
-            self._admit(sock, client_address(address))
+    def _accept(self) -> bool:
+        """Return whether there may be more to accept."""
+        try:
+            sock, address = self._sock.accept()
+        except ConnectionAbortedError:
+            return True  # the client is gone already
+        except (BlockingIOError, InterruptedError):
+            return False  # taken by another process: an adopted slot's worker is back
+        except OSError as error:
+            self._wait_out(error)
+            return False
+        self._in_trouble = False
+        self._admit(sock, client_address(address))
+        return True
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         if not self._connections.admit(peer[0]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from email.utils import formatdate
 from html import escape
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -110,6 +111,11 @@ def error_reply(status: int, detail: str, request_id: str, accept: bytes | None)
     if media_type.startswith(b"text/html"):
         fields.append((b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"))
     return fields, body
+
+
+def http_date() -> bytes:
+    """Return the time as RFC 9110 5.6.7 writes it."""
+    return formatdate(usegmt=True).encode()
 
 
 def refusal(status: int, detail: str, request_id: str, head: RequestHead) -> tuple[Fields, bytes]:

@@ -109,7 +109,7 @@ class Driver(Protocol):
     def data_received(self, data: bytes) -> None: ...
 
     def eof_received(self) -> None:
-        """No more bytes will come (see `ClientStream.truncated`). The driver answers what is in flight, then closes."""
+        """No more bytes will come (see `ClientStream.truncated`): the client has left, what it asked for is dropped."""
         ...
 
     def connection_lost(self, exc: Exception | None) -> None:

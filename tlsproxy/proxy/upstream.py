@@ -6,7 +6,8 @@ the limit follows the server's name and what was observed (measured: gunicorn cl
 after 5 s, granian after 30 s).
 
 A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request
-may try it. A route's only backend is always tried: leaving it alone would help nobody.
+may try it. When all of a route are left alone, one request a second tries one of them all the same. A route's only
+backend is always tried: leaving it alone would help nobody.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _LONGEST_PAUSE: Final = 30.0
 _IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
 _IDLE_DEFAULT: Final = 4.0
 _SHORTEST_IDLE: Final = 0.5
+_LEARNED_FOR: Final = 600.0
+_TRIAL_APART: Final = 1.0
 
 
 class Backend:
@@ -39,18 +42,8 @@ class Backend:
     """
 
     __slots__ = (
-        "_ejected_until",
-        "_failures",
-        "_idle_limit",
-        "_learned",
-        "_pause",
-        "_place",
-        "_server",
-        "active",
-        "idle",
-        "most_idle",
-        "quoted",
-        "url",
+        "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_pause", "_place", "_server",
+        "active", "idle", "most_idle", "quoted", "url",
     )  # fmt: skip
 
     def __init__(self, url: str, *, most_idle: int) -> None:
@@ -65,7 +58,8 @@ class Backend:
         self._ejected_until = 0.0
         self._server = b""
         self._idle_limit = _IDLE_DEFAULT
-        self._learned = False
+        self._learned_at = 0.0  # 0: the limit is not learned
+        self._last_trial = 0.0
 
     def __repr__(self) -> str:
         return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
@@ -99,10 +93,11 @@ class Backend:
         if connection not in self.idle:
             return
         self.idle.remove(connection)
-        lasted = time.monotonic() - connection.idle_since
+        now = time.monotonic()
+        lasted = now - connection.idle_since
         if _SHORTEST_IDLE <= lasted < self._idle_limit:
             self._idle_limit = max(_SHORTEST_IDLE, lasted * 0.8)
-            self._learned = True
+            self._learned_at = now
             logger.info("backend.idle_limit", extra={"backend": self.url, "seconds": round(self._idle_limit, 2)})
 
     def learn_server(self, name: bytes) -> None:
@@ -110,12 +105,16 @@ class Backend:
         if name == self._server:
             return
         self._server = name
-        if not self._learned:
-            product = name.partition(b"/")[0].lower()
-            self._idle_limit = next((t for key, t in _IDLE_BY_SERVER.items() if product.startswith(key)), _IDLE_DEFAULT)
+        if not self._learned_at:
+            self._idle_limit = _idle_limit_of(name)
 
     def close_idle(self, now: float) -> None:
-        """Close what has been idle too long. The stack is oldest first."""
+        """Close what has been idle too long. The stack is oldest first. What was learned is forgotten after a while:
+        a server that was only restarted looked impatient too.
+        """
+        if self._learned_at and now - self._learned_at > _LEARNED_FOR:
+            self._learned_at = 0.0
+            self._idle_limit = _idle_limit_of(self._server)
         limit = now - self._idle_limit
         idle = self.idle
         while idle and idle[0].idle_since <= limit:
@@ -138,7 +137,8 @@ class Backend:
         self._failures += 1
         if self._failures >= _FAILURES:
             self._pause = min(self._pause * 2 or 1.0, _LONGEST_PAUSE)
-            self._ejected_until = time.monotonic() + self._pause
+            self._last_trial = time.monotonic()
+            self._ejected_until = self._last_trial + self._pause
             logger.warning("backend.left_alone", extra={"backend": self.url, "seconds": self._pause, "why": why})
             self.close_all_idle()
 
@@ -146,12 +146,20 @@ class Backend:
     def is_left_alone(self) -> bool:
         return self._ejected_until > 0.0
 
-    def take_trial(self, now: float) -> bool:
-        """True for one caller after a pause; the next one has to wait a second for the outcome."""
-        if not 0.0 < self._ejected_until <= now:
+    def take_trial(self, now: float, *, early: bool = False) -> bool:
+        """True for one caller after a pause; the next one has to wait a second for the outcome.
+
+        `early` does not wait for the pause to end: there is nobody else to ask.
+        """
+        if not self.is_left_alone or now - self._last_trial < _TRIAL_APART or (now < self._ejected_until and not early):
             return False
-        self._ejected_until = now + 1.0
+        self._last_trial = now
         return True
+
+
+def _idle_limit_of(server: bytes) -> float:
+    product = server.partition(b"/")[0].lower()
+    return next((limit for name, limit in _IDLE_BY_SERVER.items() if product.startswith(name)), _IDLE_DEFAULT)
 
 
 Chooser = Callable[[Sequence[Backend], str], Backend]
@@ -184,7 +192,8 @@ class Upstream:
         candidates = [backend for backend in untried if not backend.is_left_alone]
         if len(candidates) < len(untried):
             now = time.monotonic()
-            on_trial = next((backend for backend in untried if backend.take_trial(now)), None)
+            early = not candidates
+            on_trial = next((backend for backend in untried if backend.take_trial(now, early=early)), None)
             if on_trial is not None:
                 return on_trial
         return self._choose(candidates, client) if candidates else None

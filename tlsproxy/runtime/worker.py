@@ -8,6 +8,7 @@ end of the control socket closes, even by kill -9). An exception in a callback i
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -99,7 +100,15 @@ def _set_up(settings: Settings, start: Start) -> tuple[Front, Slots]:
     )
     slots = inherit_listeners(start.listeners)
     front.start(slots.pop(start.slot, ()))
+    _spare_the_collector()
     return front, slots
+
+
+def _spare_the_collector() -> None:
+    """What was built until now stays; requests make hardly any cycles. A full collection would pause every client."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 class Worker:

@@ -70,6 +70,7 @@ _RESPONSE_KINDS: Final[dict[bytes, Kind]] = {
     b"proxy-authenticate": Kind.HOP,
     b"te": Kind.HOP,
     b"x-accel-buffering": Kind.HOP,  # an order to the proxy; nothing is ever buffered here
+    b"date": Kind.NOTED,
     b"server": Kind.NOTED,
     b"strict-transport-security": Kind.NOTED,
 }

@@ -290,7 +290,9 @@ class ResponseReader(MessageReader):
                 head.length = grammar.parse_content_length(field[1])
             elif kind is _NOTED:
                 fields.append(field)
-                if len(field[0]) == 6:
+                if len(field[0]) == 4:
+                    head.is_dated = True
+                elif len(field[0]) == 6:
                     head.server = field[1]
             else:
                 special.append((kind, field))

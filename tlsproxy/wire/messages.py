@@ -124,9 +124,9 @@ class ResponseHead:
     __slots__ = (
         "fields",
         "framing",
+        "is_dated",
         "keep_alive",
         "length",
-        "log_part",
         "reason",
         "server",
         "status",
@@ -144,6 +144,7 @@ class ResponseHead:
         self.upgrade = b""  # lower-case protocol of a 101
         self.trailer = b""
         self.server = b""
+        self.is_dated = False
 
     def __repr__(self) -> str:
         return f"<ResponseHead {self.status} {self.framing.name}>"
