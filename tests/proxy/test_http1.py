@@ -31,8 +31,6 @@ class TestKeepAlive:
             answer = client.message()
             assert (answer.start, answer.body) == (b"HTTP/1.1 200 OK", b"ok")
             assert (answer.get("date") or b"").endswith(b" GMT")  # RFC 9110 6.6.1: the backend sent none
-                str(answer.get("date"), "ascii")
-            )  # RFC 9110 6.6.1: ours, the backend sent none
         assert [line["reused"] for line in stage.log(3)] == [False, True, True]
 
     def test_pipelined_requests_are_answered_in_order_and_go_out_one_by_one(self, stage: Stage) -> None:
