@@ -1,7 +1,7 @@
 """A child process for tests: says and does what its Start tells it to, so that every turn of a child's life is reached.
 
 `Start.settings` is the part it plays: "serve", "fail REASON", "exit STATUS", "announce NAME" (before it is
-ready), "babble", "cling" (never leaves).
+ready), "leave" (accepts no more), "babble", "cling" (never leaves).
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import sys
 
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import (
+    AdoptListeners,
     CertificatesChanged,
     ControlChannel,
     Drain,
     Drained,
     Failed,
+    Leaving,
     Message,
     Ready,
+    ReleaseListeners,
     Start,
     Stats,
 )
@@ -34,6 +37,8 @@ async def _play() -> int:
     if part == "announce":
         channel.send(CertificatesChanged((word,)))
     channel.send(Failed(word) if part == "fail" else Ready())
+    if part == "leave":
+        channel.send(Leaving())
     if part == "babble":
         channel.send(Stats({}))
         channel.send(Start("a child gives no orders"))
@@ -52,6 +57,10 @@ def _answer(channel: ControlChannel, message: Message) -> bool:
     match message:
         case CertificatesChanged(names=names):
             print("heard", *names, flush=True)
+        case AdoptListeners(slots=slots):
+            print("adopts", *slots, flush=True)
+        case ReleaseListeners(slots=slots):
+            print("releases", *slots, flush=True)
         case Drain():
             channel.send(Drained(cut=2))
             return False

@@ -181,6 +181,35 @@ def test_a_worker_that_dies_is_replaced_at_once_then_later(log: Log) -> None:
     asyncio.run(scene())
 
 
+def test_another_listens_in_place_of_one_that_died_until_it_is_replaced(
+    log: Log, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene() -> None:
+        async with _generation("serve", "serve") as generation:
+            await generation.start()
+            os.kill(generation.worker_pids()[0], signal.SIGKILL)
+            slot = (await log.wait_for("worker.died"))["slot"]
+            await log.wait_for("worker.replaced")
+            await generation.drain(10)
+            assert capfd.readouterr().out.splitlines() == [f"adopts {slot}", f"releases {slot}"]
+
+    asyncio.run(scene())
+
+
+def test_what_one_had_adopted_moves_on_when_it_dies_too(log: Log, capfd: pytest.CaptureFixture[str]) -> None:
+    async def scene() -> None:
+        async with _generation("leave", "serve", "serve") as generation:
+            await generation.start()
+            pids = {child.spec.start.slot: child.pid for child in generation._children if child.spec.is_worker}
+            os.kill(pids[1], signal.SIGKILL)
+            await log.wait_for("worker.replaced")
+            await generation.drain(10)
+            # Worker 1 had adopted slot 0, and may have died before it could say so.
+            assert capfd.readouterr().out.splitlines()[-2:] == ["adopts 0 1", "releases 1"]
+
+    asyncio.run(scene())
+
+
 def test_the_certifier_is_replaced_and_the_workers_stay(log: Log) -> None:
     async def scene() -> None:
         async with _generation("serve") as generation:

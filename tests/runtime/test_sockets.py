@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,15 @@ def taken() -> Iterator[int]:
     """A port that this process listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
+
+
+def _accept_all(listener: socket.socket) -> int:
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    return count
 
 
 def _connects(family: socket.AddressFamily, host: str, port: int) -> bool:
@@ -92,6 +103,68 @@ def test_one_failure_leaves_nothing_bound(taken: int) -> None:
     with pytest.raises(ListenError):
         bind_listeners([f"127.0.0.1:{free}"], [f"127.0.0.1:{taken}"])
     assert not _connects(socket.AF_INET, "127.0.0.1", free)
+
+
+def test_every_slot_has_sockets_of_its_own_on_the_same_ports() -> None:
+    listeners = bind_listeners(["127.0.0.1:0"], ["[::1]:0"], slots=3)
+    assert [(each.kind, each.slot) for each in listeners] == [(kind, n) for kind in ("https", "http") for n in range(3)]
+    assert len({str(each) for each in listeners}) == 2
+    https = [each.socket for each in listeners if each.kind == "https"]
+    clients = [socket.create_connection(https[0].getsockname()) for _ in range(60)]
+    assert [_accept_all(sock) > 0 for sock in https] == [True] * 3
+    for client in clients:
+        client.close()
+    close_listeners(listeners)
+
+
+def test_one_slot_shares_its_port_with_nobody() -> None:
+    (listener,) = bind_listeners(["127.0.0.1:0"], [])
+    assert not listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+    close_listeners([listener])
+
+
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_a_port_that_somebody_shares_out_is_taken_all_the_same(reuse: int) -> None:
+    """Another tlsproxy would otherwise get half of the connections, without a word."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(ListenError, match="the port is taken by"):
+            bind_listeners([f"127.0.0.1:{holder.getsockname()[1]}"], [], slots=2)
+
+
+def test_two_with_slots_do_not_share_a_port() -> None:
+    first = bind_listeners([":0"], [], slots=2)
+    port = first[0].socket.getsockname()[1]
+    with pytest.raises(ListenError, match="the port is taken by"):
+        bind_listeners([f":{port}"], [], slots=2)
+    close_listeners(first)
+
+
+def test_where_the_kernel_does_not_spread_all_slots_share_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_SPREADS", False)
+    first, second = bind_listeners(["127.0.0.1:0"], [], slots=2)
+    with socket.create_connection(first.socket.getsockname()):
+        assert _accept_all(second.socket) == 1
+    assert (first.slot, second.slot) == (0, 1)
+    close_listeners([first, second])
+
+
+def test_a_kernel_that_refuses_siblings_gets_one_queue_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        """A kernel that wants SO_REUSEPORT before the first bind."""
+
+        def bind(self, address: Any) -> None:
+            if self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+                raise OSError(errno.EADDRINUSE, "Address already in use")
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    listeners = bind_listeners(["127.0.0.1:0"], [], slots=3)
+    assert len({listener.socket.getsockname() for listener in listeners}) == 1
+    assert [listener.slot for listener in listeners] == [0, 1, 2]
+    close_listeners(listeners)
 
 
 def test_an_address_of_another_machine_is_explained() -> None:
