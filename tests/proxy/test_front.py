@@ -254,6 +254,22 @@ class TestCertificates:
         upstream.send(OK)
         assert client.message().body == b"ok"
 
+    def test_no_names_are_all_names(self, stage: Stage) -> None:
+        stage.serve(stage.backend())
+        old = self.served(stage)
+        stage.store.put("internal/a.test", issue("a.test"))
+        assert stage.call(lambda: stage.front.certificates_changed([])) == []
+        assert self.served(stage) != old
+
+    def test_what_did_not_change_keeps_its_context(self, stage: Stage) -> None:
+        """A certifier that starts anew announces all it has; building that again would pause every client."""
+        stage.serve(stage.backend())
+        self.served(stage)
+        [before] = {entry.context for entry in stage.front.contexts._entries.values()}
+        assert stage.call(lambda: stage.front.certificates_changed(["internal/a.test"])) == []
+        [after] = {entry.context for entry in stage.front.contexts._entries.values()}
+        assert after is before is not None
+
     @pytest.mark.parametrize("broken", [b"", b"not a certificate", b"for another host"])
     def test_a_broken_new_file_keeps_the_old_one_and_says_so(self, stage: Stage, tmp_path: Path, broken: bytes) -> None:
         first: Issued = self_issue("a.test")
