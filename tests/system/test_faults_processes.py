@@ -160,7 +160,7 @@ def test_a_worker_that_gets_no_more_memory_harms_no_other(tmp_path: Path, trust:
         resource.prlimit(starved, resource.RLIMIT_AS, (_address_space(starved), resource.RLIM_INFINITY))
         failed = 0
         with contextlib.ExitStack() as stack:
-            for _ in range(400):
+            for _ in range(250):
                 try:
                     stack.enter_context(proxy.open())
                 except OSError:
@@ -171,7 +171,7 @@ def test_a_worker_that_gets_no_more_memory_harms_no_other(tmp_path: Path, trust:
             resource.prlimit(starved, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         until(lambda: len(proxy.workers()) == 2, "there are two workers")
         assert [served_by(proxy, worker, "/pid") for worker in proxy.workers()] == [200, 200]
-        print(f"{failed} of 400 handshakes failed, the worker {'died' if has_died(proxy, starved) else 'lived on'}")
+        print(f"{failed} of 250 handshakes failed, the worker {'died' if has_died(proxy, starved) else 'lived on'}")
     finally:
         proxy.stop()
 
