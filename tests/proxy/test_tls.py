@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import random
 import socket
 import ssl
 import struct
+import termios
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_network
@@ -426,3 +429,17 @@ class TestProxyProtocol:
     def test_is_not_taken_from_strangers(self) -> None:
         with EchoWorker([SITE], proxy_networks=(ip_network("192.0.2.0/24"),)) as worker:
             assert answer_to(worker, b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 8443\r\n") == alert(10)
+
+
+class TestTicket:
+    def test_a_client_with_nagle_is_not_kept_waiting_for_an_acknowledgement(self, worker: EchoWorker) -> None:
+        """Its request would wait for the delayed ACK (40 ms) of its Finished. One in twenty shows it: none would do."""
+        assert any(self._is_acknowledged_soon(worker) for _ in range(20))
+
+    def _is_acknowledged_soon(self, worker: EchoWorker) -> bool:
+        with tls_client(worker) as client:
+            limit = time.monotonic() + 0.02
+            while time.monotonic() < limit:
+                if fcntl.ioctl(client.fileno(), termios.TIOCOUTQ, bytes(4)) == bytes(4):
+                    return True
+        return False

@@ -8,6 +8,7 @@ while choosing refuses; whatever alert OpenSSL left in the outgoing BIO is sent 
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from contextlib import suppress
 from sys import intern
@@ -247,13 +248,22 @@ class TlsConnection(Connection):
         if info.policy is not None and info.policy.client_auth != "off":
             info.client_certificate = tls.getpeercert(binary_form=True)
         if info.tls == "TLSv1.3":
-            # What is left is a session ticket, of use after this connection: it saves a write and a wake-up to wait.
-            self._ticket = self._outgoing.pending
+            self._hold_ticket()
         elif self._outgoing.pending:
             self._flush()
         self._open()
         if self._incoming.pending:
             self._pump(b"")
+
+    def _hold_ticket(self) -> None:
+        """What is left is a session ticket, of use after this connection: let it save a write and a wake-up.
+
+        The client's Finished must be acknowledged all the same: a client with Nagle's algorithm on would hold back its
+        request until our delayed ACK, for 40 ms.
+        """
+        self._ticket = self._outgoing.pending
+        if self._ticket and not self._incoming.pending:
+            self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     # -- the end
 
