@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_accepted",
         "_acknowledged",
         "_deadline",
         "_discarded",
@@ -64,8 +65,6 @@ class Connection(asyncio.Protocol):
         "_ended",
         "_linger_until",
         "_owner",
-        "_peer",
-        "_server_port",
         "_state",
         "_transport",
         "_wants_proxy_header",
@@ -76,11 +75,10 @@ class Connection(asyncio.Protocol):
     )
     scheme: Literal["https", "http"]
 
-    def __init__(self, owner: ConnectionOwner, peer: tuple[str, int] | None = None, server_port: int = 0) -> None:
-        """`peer` is the client's address and port, `server_port` ours; both are asked of the transport if not given."""
+    def __init__(self, owner: ConnectionOwner, accepted: Accepted | None = None) -> None:
+        """`accepted` is what the listener knows already; without it the transport is asked."""
         self._owner = owner
-        self._peer = peer
-        self._server_port = server_port
+        self._accepted = accepted
         self._state = HELLO
         self._driver: Driver | None = None
         self._early = b""
@@ -103,9 +101,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        if self._peer is None:
-            self._peer, self._server_port = _addresses(transport)
-        self.info = ConnectionInfo(*self._peer, self._server_port, self.scheme)
+        accepted = self._accepted = self._accepted or _ask(transport)
+        client, client_port = accepted.peer
+        self.info = ConnectionInfo(client, client_port, accepted.server_port, self.scheme)
         networks = self._owner.proxy_networks
         self._wants_proxy_header = bool(networks) and _is_member(self.info.client, networks)
         self._deadline = self._owner.loop.time() + self._owner.handshake_timeout
@@ -170,8 +168,7 @@ class Connection(asyncio.Protocol):
             return
         self._state = CLOSING
         if not self._transport.is_closing():
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._set_option(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._transport.abort()
 
     # -- called by the worker
@@ -222,6 +219,10 @@ class Connection(asyncio.Protocol):
 
     def _release(self) -> None:
         raise NotImplementedError
+
+    def _set_option(self, level: int, name: int, value: int | bytes) -> None:
+        if self._accepted is not None:
+            self._accepted.sock.setsockopt(level, name, value)
 
     def _send(self, data: bytes) -> None:
         self._written += len(data)
@@ -313,27 +314,39 @@ class Connection(asyncio.Protocol):
         if not waiting:
             self.write_stalled_since = 0.0
             return False
-        acknowledged = self._written - waiting - _unacknowledged(self._transport)
+        acknowledged = self._written - waiting - _unacknowledged(self._accepted)
         if not self.write_stalled_since or acknowledged != self._acknowledged:
             self._acknowledged = acknowledged
             self.write_stalled_since = now
         return now - self.write_stalled_since >= self._owner.write_idle
 
 
-def _unacknowledged(transport: asyncio.Transport) -> int:
-    sock = transport.get_extra_info("socket")
+def _unacknowledged(accepted: Accepted | None) -> int:
+    if accepted is None:
+        return 0
     try:
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        answer = fcntl.ioctl(accepted.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except OSError:
         return 0
     return int.from_bytes(answer, "little")
 
 
-def _addresses(transport: asyncio.BaseTransport) -> tuple[tuple[str, int], int]:
+class Accepted:
+    """A connection as the listener hands it over: its socket, the client's address and port, our port."""
+
+    __slots__ = ("peer", "server_port", "sock")
+
+    def __init__(self, sock: socket.socket, peer: tuple[str, int], server_port: int) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.server_port = server_port
+
+
+def _ask(transport: asyncio.BaseTransport) -> Accepted:
     peer = transport.get_extra_info("peername")
     here = transport.get_extra_info("sockname")
     port = here[1] if isinstance(here, tuple) else 0
-    return client_address(peer), port
+    return Accepted(transport.get_extra_info("socket"), client_address(peer), port)
 
 
 def client_address(peer: object) -> tuple[str, int]:

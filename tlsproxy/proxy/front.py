@@ -29,7 +29,7 @@ from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:
     from tlsproxy import settings as configuration
-    from tlsproxy.proxy.connection import Connection
+    from tlsproxy.proxy.connection import Accepted, Connection
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver
     from tlsproxy.store.base import CertificateStore
     from tlsproxy.store.bundle import Bundle
@@ -198,11 +198,11 @@ class Front:
     def _all_listeners(self) -> list[Listener]:
         return [*self._listeners, *(listener for slot in self._adopted.values() for _, listener in slot)]
 
-    def _make_tls(self, peer: tuple[str, int], port: int) -> Connection:
-        return TlsConnection(self, peer, port)
+    def _make_tls(self, accepted: Accepted) -> Connection:
+        return TlsConnection(self, accepted)
 
-    def _make_plain(self, peer: tuple[str, int], port: int) -> Connection:
-        return PlainConnection(self, peer, port)
+    def _make_plain(self, accepted: Accepted) -> Connection:
+        return PlainConnection(self, accepted)
 
     # --- wiring -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.proxy.connection import client_address
+from tlsproxy.proxy.connection import Accepted, client_address
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.connection import Connection
@@ -123,7 +123,7 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        factory: Callable[[tuple[str, int], int], Connection],
+        factory: Callable[[Accepted], Connection],
         connections: Connections,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -198,7 +198,7 @@ class Listener:
 
     async def _connect(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         try:
-            await self._loop.connect_accepted_socket(partial(self._factory, peer, self._port), sock)
+            await self._loop.connect_accepted_socket(partial(self._factory, Accepted(sock, peer, self._port)), sock)
         except OSError:
             sock.close()  # the client is gone already
             self._connections.lose(peer[0])

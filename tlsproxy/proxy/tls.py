@@ -14,7 +14,7 @@ from contextlib import suppress
 from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
-from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Connection, logger
+from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Accepted, Connection, logger
 from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
@@ -46,8 +46,8 @@ class TlsConnection(Connection):
     __slots__ = ("_held", "_incoming", "_outgoing", "_read", "_seal_write", "_ticket", "_tls")
     scheme: Literal["https", "http"] = "https"
 
-    def __init__(self, owner: ConnectionOwner, peer: tuple[str, int] | None = None, server_port: int = 0) -> None:
-        super().__init__(owner, peer, server_port)
+    def __init__(self, owner: ConnectionOwner, accepted: Accepted | None = None) -> None:
+        super().__init__(owner, accepted)
         self._held = False
         self._ticket = 0  # bytes of a session ticket that wait to go out with the first answer
         self._tls: ssl.SSLObject | None = None
@@ -263,7 +263,7 @@ class TlsConnection(Connection):
         """
         self._ticket = self._outgoing.pending
         if self._ticket and not self._incoming.pending:
-            self._transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            self._set_option(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     # -- the end
 
