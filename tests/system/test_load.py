@@ -207,7 +207,7 @@ class TestSlowHttpTest:
         honest.ask()
         memory = resident(worker)
         url = f"https://127.0.0.1:{proxy.port}/" + ("bytes/1000000" if kind == "read" else "raw")
-        command = ["slowhttptest", *options, "-c", "200", "-r", "200", "-l", "5", "-p", "3", "-u", url]
+        command = ["slowhttptest", *options, "-c", "200", "-r", "200", "-l", "4", "-p", "3", "-u", url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as attack:
             try:
                 peak, open_at_most = 0, 0
