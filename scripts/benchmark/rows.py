@@ -92,8 +92,8 @@ def new_connections(effort: Effort, peer: Peer) -> Sample:
 
 
 def resumed_connections(effort: Effort, peer: Peer) -> Sample:
-    """CPU per connection that offers the last ticket, before two workers on a core each."""
-    with effort.arena.running(peer, workers=2, spread=True) as contest:
+    """CPU per connection that offers the last ticket, before two workers."""
+    with effort.arena.running(peer, workers=2) as contest:
         connect(contest, WARM_UP, resume=True)
         usage = timed(contest, lambda: connect(contest, effort.seconds, resume=True))
         sample = per_request(contest, usage)
@@ -260,8 +260,7 @@ ROWS: dict[str, Row] = {
             note=f"{CLIENTS} clients, P-256 and X25519, Connection: close."),
         Row("tls-resumed", "TLS 1.3 connection and one request, resumed across 2 workers", "CPU µs/connection",
             Budget(nginx=1.5, at_least={"resumed": 0.95}), resumed_connections, digits=0,
-            note=f"{CLIENTS} clients, each offers the newest ticket it has; 2 workers on two cores, which the clients share if "
-            "there are no more."),
+            note=f"{CLIENTS} clients, each offers the newest ticket it has; 2 workers on the proxy's one core."),
         Row("bulk", "100 MiB downloads", "CPU s/GiB", Budget(nginx=1.2), bulk, digits=2,
             note="4 connections. Growth is the highest resident memory seen less that before the first download."),
         Row("rss", "Memory per open connection", "RSS KiB/connection", Budget(nginx=1.3), memory_per_connection,
