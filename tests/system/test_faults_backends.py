@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import shutil
 import socket
@@ -250,12 +251,13 @@ class TestCutAnswers:
 
     FRAMINGS = (b"Content-Length: 100000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n2710\r\n")
 
-    @pytest.mark.parametrize("die", [Peer.reset, Peer.close])
-    @pytest.mark.parametrize("framing", FRAMINGS, ids=["length", "chunked"])
-    def test_no_client_takes_it_for_whole(
-        self, start: StartSite, backend: Backend, framing: bytes, die: Callable[[Peer], None]
-    ) -> None:
+    def test_no_client_takes_it_for_whole(self, start: StartSite, backend: Backend) -> None:
         proxy = start(backend.url)
+        for framing, die in itertools.product(self.FRAMINGS, (Peer.reset, Peer.close)):
+            self._try_clients(proxy, backend, framing, die)
+        assert "in the middle" in proxy.logged(status=200)["error"]
+
+    def _try_clients(self, proxy: Proxy, backend: Backend, framing: bytes, die: Callable[[Peer], None]) -> None:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + framing + b"x" * 9000
         with proxy.client() as client, pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             self._answer(backend, head, die, lambda: client.get("/"))
@@ -272,7 +274,6 @@ class TestCutAnswers:
             codes: list[int] = []
             self._answer(backend, head, die, lambda: codes.append(subprocess.run(curl, capture_output=True).returncode))
             assert codes != [0]
-        assert "in the middle" in proxy.logged(status=200)["error"]
 
     def _answer(self, backend: Backend, head: bytes, die: Callable[[Peer], None], read: Callable[[], object]) -> None:
         def serve() -> None:

@@ -119,20 +119,15 @@ class TestStalling:
 
     LIMITS = 'limits = { header_timeout = "1s", body_idle = "1s", write_idle = "1s", handshake_timeout = "1s" }'
 
-    def test_in_the_handshake(self, start: Callable[..., Proxy], backend: Backend) -> None:
+    def test_in_the_handshake_and_in_the_head(self, start: Callable[..., Proxy], backend: Backend) -> None:
         proxy = start(backend.url, self.LIMITS)
-        client = dial(proxy)
-        with contextlib.closing(client):
-            client.send(b"\x16\x03\x01\x02\x00\x01")
-            assert self._ended_after(client) < 2.5
-
-    def test_in_the_head(self, start: Callable[..., Proxy], backend: Backend) -> None:
-        proxy = start(backend.url, self.LIMITS)
-        client = Peer(proxy.open())
-        with contextlib.closing(client):
+        slow, client = dial(proxy), Peer(proxy.open())
+        with contextlib.closing(slow), contextlib.closing(client):
+            slow.send(b"\x16\x03\x01\x02\x00\x01")
             client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
             assert client.message().status == 408
             assert self._ended_after(client) < 0.5
+            assert self._ended_after(slow) < 1.5
         assert not backend.is_called(0)
 
     def test_in_the_body_gives_its_backend_free(self, start: Callable[..., Proxy], backend: Backend) -> None:
