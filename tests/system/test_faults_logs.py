@@ -91,7 +91,7 @@ class TestAccessLog:
 
         until(is_full, "the disk is full")
         ask(proxy, 50)
-        log = Path(f"/proc/{proxy.pid}/root/{disk}/access.log")
+        log = Path("/proc", str(proxy.pid), "root", str(disk).lstrip("/"), "access.log")
         assert proxy.wait_for("access_log.dropped")["why"] == os.strerror(28)
         os.truncate(log, 0)
 
