@@ -6,15 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from tlsproxy.wire.answers import ResponseReader
 from tlsproxy.wire.fields import Fields, allowed_trailers
 from tlsproxy.wire.forwarding import Options, Peer, Trust, outbound_request
-from tlsproxy.wire.http1 import (
-    RequestReader,
-    ResponseReader,
-    chunk,
-    last_chunk,
-    response_head_bytes,
-)
+from tlsproxy.wire.http1 import RequestReader, chunk, last_chunk, response_head_bytes
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 PEER = Peer("198.51.100.7", "https", Options(Trust([])))

@@ -131,7 +131,7 @@ class TestBackendDies:
             (b"SSH-2.0-OpenSSH\r\n", "does not speak HTTP"),
             (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "ambiguous"),
             (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "not asked for"),
-            (b"HTTP/1.1 200 OK\r\nX-Big: " + b"x" * 70_000, "header limit"),
+            (b"HTTP/1.1 200 OK\r\nX-Big: " + b"x" * 70_000, "limits.header_size"),
         ],
     )
     def test_before_an_answer_it_is_502(self, stage: Stage, answer: bytes, error: str) -> None:

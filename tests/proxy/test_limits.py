@@ -15,11 +15,15 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("head", "status", "note"),
         [
-            (b"GET /%b HTTP/1.1\r\nHost: a.test\r\n\r\n" % (b"x" * 100), 414, "target is longer than 64 bytes"),
+            (b"GET /%b HTTP/1.1\r\nHost: a.test\r\n\r\n" % (b"x" * 100), 414, "limits.target_size 64 exceeded"),
             (b"GET / HTTP/1.1\r\nX-Big: %b\r\nHost: a.test\r\n\r\n" % (b"x" * 999), 431, "biggest field: X-Big 1006"),
-            (b"GET / HTTP/1.1\r\nHost: a.test\r\n" + b"X: y\r\n" * 9 + b"\r\n", 431, "limit 8 exceeded (10"),
-            (b"GET / HTTP/1.1\r\nX-Endless: " + b"x" * 2000, 431, "header limit 512 bytes"),
-            (b"GET /" + b"x" * 300, 414, "target is longer"),
+            (
+                b"GET / HTTP/1.1\r\nHost: a.test\r\n" + b"X: y\r\n" * 9 + b"\r\n",
+                431,
+                "limits.header_count 8 exceeded (10",
+            ),
+            (b"GET / HTTP/1.1\r\nX-Endless: " + b"x" * 2000, 431, "limits.header_size 512"),
+            (b"GET /" + b"x" * 300, 414, "limits.target_size"),
         ],
     )
     def test_a_head_that_is_too_large(self, stage: Stage, head: bytes, status: int, note: str) -> None:
@@ -43,7 +47,7 @@ class TestLimits:
         stage.tick(after=10)
         assert client.message().status == 408
         assert client.has_ended()
-        assert stage.log()[0]["error"] == "header_timeout"
+        assert stage.log()[0]["error"] == "limits.header_timeout exceeded"
 
     def test_a_head_that_drips_gains_nothing_by_it(self, stage: Stage) -> None:
         """The time for a head is counted from its first byte, behind a first request too."""
@@ -101,7 +105,7 @@ class TestLimits:
         answer = client.message()
         assert (answer.status, answer.get("connection")) == (408, b"close")
         assert upstream.has_ended() or upstream.rest() == b"\r\n"
-        assert stage.log()[0]["error"] == "body_idle"
+        assert stage.log()[0]["error"] == "limits.body_idle exceeded"
 
     @pytest.mark.parametrize("body", [b"zz\r\n", b"2\r\nokay\r\n0\r\n\r\n", b"2\nok\r\n"])
     def test_a_body_that_breaks_the_rules(self, stage: Stage, body: bytes) -> None:

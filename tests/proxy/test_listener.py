@@ -74,7 +74,7 @@ class TestTotal:
             assert client.message().body == b"ok"
         stage.wait(lambda: "connections.turned_away" in caplog.messages)  # the tick says it
         [record] = [record for record in caplog.records if record.message == "connections.turned_away"]
-        assert (vars(record)["count"], vars(record)["limit"]) == (2, 2)
+        assert (vars(record)["count"], vars(record)["limits.connections"]) == (2, 2)
 
 
 class TestPerClient:

@@ -173,7 +173,27 @@ class TestEjection:
         fail(backend)
         backend.succeeded()
         backend.succeeded()
-        assert [record.message for record in caplog.records] == ["backend.left_alone", "backend.recovered"]
+        assert [record.message for record in caplog.records] == [
+            "backend.failing",
+            "backend.left_alone",
+            "backend.recovered",
+        ]
+
+
+class TestOnlyBackend:
+    def test_is_never_left_alone_and_its_trouble_is_an_error_said_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "tlsproxy")
+        upstream = make(1)
+        for _ in range(5):
+            upstream.backends[0].failed("refused")
+        assert upstream.choose("c") is upstream.backends[0]
+        assert [(record.message, record.levelname) for record in caplog.records] == [("backend.failing", "ERROR")]
+
+    def test_failures_at_the_same_time_start_one_pause(self, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        backend = make(2).backends[0]
+        for _ in range(9):
+            backend.failed("refused")
+        assert [record.message for record in caplog.records].count("backend.left_alone") == 1
 
 
 class TestIdleLimit:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.fakes.codec import Answer, Conversation, read_answer, read_requests, request_reader, split, ways
 from tests.fakes.generated import ANSWERS, STREAMS
 from tests.fakes.refused import HOST, REFUSED, REFUSED_ANSWERS, UPGRADE, answer, chunked, post, request
-from tlsproxy.wire.http1 import ResponseReader, chunk, last_chunk, response_head_bytes
+from tlsproxy.wire.answers import ResponseReader
+from tlsproxy.wire.http1 import chunk, last_chunk, response_head_bytes
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 

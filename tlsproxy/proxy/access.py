@@ -116,9 +116,12 @@ class AccessLog:
         return f'"query":{_quote(self.redact(query)[:_LONGEST_PATH].decode("latin-1"))},'
 
     def _referer(self, referer: bytes) -> str:
-        """A page's address may carry secrets in its query as well."""
+        """A page's address may carry secrets as well: in its query, or before its host."""
         page, mark, query = referer.partition(b"?")
-        return self._quoted[page + mark + self.redact(query) if mark else referer]
+        if b"@" in page:
+            scheme, separator, rest = page.partition(b"://")
+            page = scheme + separator + rest.rpartition(b"@")[2]
+        return self._quoted[page + mark + self.redact(query)]
 
     def _console_line(self, exchange: Record) -> str:
         head = exchange.head

@@ -12,8 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsproxy.proxy.failures import BackendFailure, BadAnswer, ClosedBeforeAnswer, ClosedInAnswer
+from tlsproxy.wire.answers import ResponseReader
 from tlsproxy.wire.fields import Fields
-from tlsproxy.wire.http1 import ResponseReader
 from tlsproxy.wire.messages import ProtocolError, ResponseHead
 
 if TYPE_CHECKING:

@@ -86,6 +86,7 @@ class Exchange(Record):
                 self.request_id = self._services.next_request_id()
                 self._reply(308, [(b"Location", outcome.location)], b"")
             case Refuse():
+                self.site = outcome.site
                 self.refuse(outcome.status, outcome.detail)
             case _:
                 assert_never(outcome)
@@ -138,7 +139,8 @@ class Exchange(Record):
                 self.backend_failed(AnswerTimedOut(self.backend.url, f"no answer within response_timeout {limit:g} s"))
 
     def refuse(self, status: int, detail: str) -> None:
-        """Answer with an error of our own."""
+        """Answer with an error of our own; the log says why."""
+        self.error = self.error or detail
         if not self.request_id:
             self.request_id = self._services.next_request_id()
         fields, body = refusal(status, detail, self.request_id.decode(), self.head)
@@ -350,8 +352,7 @@ class Exchange(Record):
             self.refuse(status, detail)
 
     def crash(self) -> None:
-        """Called in an except block outside the client's callbacks (security rule 9)."""
-        self._client.crashed()
+        self._client.crashed()  # called in an except block outside the client's callbacks
 
     def crashed(self) -> None:
         """Our own code failed within this exchange (security rule 9)."""
@@ -362,8 +363,7 @@ class Exchange(Record):
     def _reply(self, status: int, fields: Fields, body: bytes) -> None:
         self.status = status
         self.state = ANSWERING
-        fields = [field for field in fields if field[0].lower() != b"content-length"]
-        fields.append((b"Date", http_date()))
+        fields = [*fields, (b"Date", http_date())]
         if self.site is not None and self.site.hsts and self.info.scheme == "https":
             fields = self.site.with_hsts(fields)
         has_body = self.head.method != b"HEAD"

@@ -30,11 +30,12 @@ logger = logging.getLogger(__name__)
 
 _PIPELINE: Final = 64 * 1024
 _QUIET_BEFORE_CLOSE: Final = 1.0  # seconds a draining worker lets an idle connection send one more request
-_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+# RFC 9110 renamed three of them; Python 3.11 still has the old names.
+_RENAMED: Final = {413: b"Content Too Large", 414: b"URI Too Long", 422: b"Unprocessable Content"}
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus} | _RENAMED
 _CONNECTION_CLOSE: Final = (b"Connection", b"close")
 _CONNECTION_KEEP_ALIVE: Final = (b"Connection", b"keep-alive")
 _CHUNKED: Final = (b"Transfer-Encoding", b"chunked")
-_NO_REQUEST: Final = RequestHead(b"", b"", 11)  # stands for a request whose head could not be read
 
 
 class Wait(Enum):
@@ -223,13 +224,17 @@ class Http1Driver:
         self._last = True
         self._version = 11
         self._body_pending = True  # unread bytes may follow: close with patience
-        exchange = self._exchange = Exchange(self, self._services, _NO_REQUEST, self.stream.info)
+        exchange = self._exchange = Exchange(self, self._services, self._reader.refused_head(), self.stream.info)
+        if self._waiting_for is _HEAD:
+            exchange.started = self._waiting_since
         exchange.error = error.note
         exchange.refuse(error.status, error.reason)
 
     def _header_timed_out(self) -> None:
         if self._reader.buffered:
-            self._refuse_head(ProtocolError(408, "The request header did not arrive in time.", "header_timeout"))
+            self._refuse_head(
+                ProtocolError(408, "The request header did not arrive in time.", "limits.header_timeout exceeded")
+            )
         else:
             self.stream.close()  # it never said anything
 
@@ -237,7 +242,9 @@ class Http1Driver:
         self._last = True
         self._waiting_for = _NOTHING
         if self._exchange is not None:
-            self._exchange.request_failed(ProtocolError(408, "The request body did not arrive in time.", "body_idle"))
+            self._exchange.request_failed(
+                ProtocolError(408, "The request body did not arrive in time.", "limits.body_idle exceeded")
+            )
 
     # --- exchange.ClientSide ------------------------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ class Listener:
         self._resume: asyncio.TimerHandle | None = None
         self._in_trouble = False
         self._turned_away = 0
+        self._last_turned_away = ""
         sock.setblocking(False)
         loop.add_reader(sock, self._accept)
 
@@ -168,7 +169,13 @@ class Listener:
         if self._turned_away:
             logger.warning(
                 "connections.turned_away",
-                extra={"count": self._turned_away, "open": len(self._connections), "limit": self._connections.total},
+                extra={
+                    "count": self._turned_away,
+                    "last_client": self._last_turned_away,
+                    "open": len(self._connections),
+                    "limits.connections": self._connections.total,
+                    "limits.connections_per_client": self._connections.per_client,
+                },
             )
             self._turned_away = 0
 
@@ -190,6 +197,7 @@ class Listener:
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         if not self._connections.admit(peer[0]):
             self._turned_away += 1
+            self._last_turned_away = peer[0]
             sock.close()
             return
         task = self._loop.create_task(self._connect(sock, peer))

@@ -122,6 +122,7 @@ def refusal(status: int, detail: str, request_id: str, head: RequestHead) -> tup
     """Return fields and body that refuse the request of `head`, with what some statuses owe (RFC 9110 10.2)."""
     accept = next((value for name, value in head.fields if name.lower() == b"accept"), None)
     fields, body = error_reply(status, detail, request_id, accept)
+    fields = [field for field in fields if field[0].lower() != b"content-length"]  # the driver frames
     if status == 503:
         fields.append((b"Retry-After", b"5"))
     if status == 405:

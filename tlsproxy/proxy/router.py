@@ -71,11 +71,12 @@ class Redirect:
 class Refuse:
     """Answer with an error."""
 
-    __slots__ = ("detail", "status")
+    __slots__ = ("detail", "site", "status")
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, site: Site | None = None) -> None:
         self.status = status
         self.detail = detail
+        self.site = site
 
 
 Outcome: TypeAlias = Forward | Redirect | Refuse
@@ -83,14 +84,12 @@ Outcome: TypeAlias = Forward | Redirect | Refuse
 _NOT_FOUND: Final = Refuse(404, _UNKNOWN_HOST)
 _WRONG_CONNECTION: Final = Refuse(421, _MISDIRECTED)
 _NO_SUCH_SITE: Final = Refuse(421, _UNKNOWN_HOST)
-_NO_ROUTE: Final = Refuse(404, "No route of this site matches the path.")
-_DOTS: Final = Refuse(400, "The path contains dot segments; send it resolved.")
 
 
 class Site:
     """One site: its first host as its name, its routes, its HSTS value (b"" for none)."""
 
-    __slots__ = ("forwards", "hosts", "hsts", "name", "only")
+    __slots__ = ("_dots", "_no_route", "forwards", "hosts", "hsts", "name", "only")
 
     def __init__(self, hosts: Sequence[str], routes: Sequence[Route], hsts: bytes = b"") -> None:
         self.hosts = tuple(hosts)
@@ -100,6 +99,8 @@ class Site:
         self.forwards = [Forward(self, route) for route in ordered]
         catches_all = len(ordered) == 1 and not ordered[0].prefix
         self.only = self.forwards[0] if catches_all else None
+        self._no_route = Refuse(404, "No route of this site matches the path.", self)
+        self._dots = Refuse(400, "The path contains dot segments; send it resolved.", self)
 
     def with_hsts(self, fields: Fields) -> Fields:
         """`fields` with this site's Strict-Transport-Security instead of the backend's (RFC 6797 7.1: one field)."""
@@ -112,11 +113,11 @@ class Site:
             return self.only
         path = head.path
         if has_dot_segments(path):
-            return _DOTS
+            return self._dots
         for forward in self.forwards:
             if forward.route.matches(path):
                 return forward
-        return _NO_ROUTE
+        return self._no_route
 
 
 class Router:

@@ -42,8 +42,8 @@ class Backend:
     """
 
     __slots__ = (
-        "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_pause", "_place", "_server",
-        "active", "idle", "most_idle", "quoted", "url",
+        "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_on_trial", "_pause", "_place",
+        "_server", "active", "has_siblings", "idle", "most_idle", "quoted", "url",
     )  # fmt: skip
 
     def __init__(self, url: str, *, most_idle: int) -> None:
@@ -60,6 +60,8 @@ class Backend:
         self._idle_limit = _IDLE_DEFAULT
         self._learned_at = 0.0  # 0: the limit is not learned
         self._last_trial = 0.0
+        self._on_trial = False
+        self.has_siblings = False  # somebody else can be asked
 
     def __repr__(self) -> str:
         return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
@@ -126,16 +128,23 @@ class Backend:
 
     def succeeded(self) -> None:
         if self._failures:
-            if self._pause:
-                logger.info("backend.recovered", extra={"backend": self.url})
+            logger.info("backend.recovered", extra={"backend": self.url, "failures": self._failures})
+            self._on_trial = False
             self._failures = 0
             self._pause = 0.0
             self._ejected_until = 0.0
 
     def failed(self, why: str) -> None:
-        """Count a failure; the third in a row and every later one starts a pause, each twice as long."""
+        """Count a failure. The first is said; the third in a row starts a pause, and each failed trial a longer one.
+
+        The only backend of a route is never left alone.
+        """
         self._failures += 1
-        if self._failures >= _FAILURES:
+        if self._failures == 1:
+            level = logging.WARNING if self.has_siblings else logging.ERROR
+            logger.log(level, "backend.failing", extra={"backend": self.url, "why": why})
+        on_trial, self._on_trial = self._on_trial, False
+        if self.has_siblings and self._failures >= _FAILURES and (on_trial or not self.is_left_alone):
             self._pause = min(self._pause * 2 or 1.0, _LONGEST_PAUSE)
             self._last_trial = time.monotonic()
             self._ejected_until = self._last_trial + self._pause
@@ -154,6 +163,7 @@ class Backend:
         if not self.is_left_alone or now - self._last_trial < _TRIAL_APART or (now < self._ejected_until and not early):
             return False
         self._last_trial = now
+        self._on_trial = True
         return True
 
 
@@ -171,6 +181,8 @@ class Upstream:
     def __init__(self, backends: Sequence[Backend], balance: str) -> None:
         self.backends = tuple(backends)
         self._only = self.backends[0] if len(self.backends) == 1 else None
+        for backend in self.backends:
+            backend.has_siblings = backend.has_siblings or self._only is None
         self._turn = random.randrange(len(self.backends))  # noqa: S311  # workers should not all start with the first
         self._choose = {
             "least_conn": self._least_conn,

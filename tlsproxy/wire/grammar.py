@@ -222,16 +222,28 @@ def head_too_large(head: bytes, limit: int) -> ProtocolError:
     lines = head.split(b"\r\n")[1:] or [b""]
     biggest = max(lines, key=len)
     name = biggest.partition(b":")[0][:64].decode("latin-1")
-    note = f"header limit {limit} bytes exceeded ({len(head)} received); biggest field: {name} {len(biggest)} bytes"
+    note = f"limits.header_size {limit} exceeded ({len(head)} received); biggest field: {name} {len(biggest)} bytes"
     return ProtocolError(431, f"The request header is larger than {limit} bytes; the biggest field is {name}.", note)
 
 
 def too_many_fields(count: int, limit: int) -> ProtocolError:
     """The 431 for a head with more than `limit` fields."""
-    note = f"header field limit {limit} exceeded ({count} received)"
+    note = f"limits.header_count {limit} exceeded ({count} received)"
     return ProtocolError(431, f"The request has more than {limit} header fields.", note)
 
 
 def target_too_long(limit: int) -> ProtocolError:
     """The 414 (RFC 9110 15.5.15)."""
-    return ProtocolError(414, f"The request target is longer than {limit} bytes.")
+    return ProtocolError(
+        414, f"The request target is longer than {limit} bytes.", f"limits.target_size {limit} exceeded"
+    )
+
+
+def salvage(head: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and Host of a head that was refused, for the log alone; b"" for what can't be told."""
+    line, _, rest = head.partition(b"\r\n")
+    parts = line.split(b" ")
+    if len(parts) < 2 or not parts[0] or len(parts[0]) > 32 or parts[0].translate(None, TOKEN):
+        return b"", b"", b""
+    hosts = [field for field in rest.split(b"\r\n") if field[:5].lower() == b"host:"]
+    return parts[0], parts[1][:1024], hosts[0][5:].strip(b" \t")[:255] if hosts else b""
