@@ -43,6 +43,15 @@ ConfigOption = Annotated[
         help="Configuration file; else TLSPROXY_CONFIG, ./tlsproxy.toml, /etc/tlsproxy/tlsproxy.toml.",
     ),
 ]
+SiteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site", metavar="HOST=BACKEND[,BACKEND…]", help="Serve this host; instead of the sites of the file."
+    ),
+]
+HttpsOption = Annotated[list[str] | None, typer.Option("--https", metavar="ADDR", help="Listen here for https (:443).")]
+HttpOption = Annotated[list[str] | None, typer.Option("--http", metavar="ADDR", help="Listen here for http (:80).")]
+WorkersOption = Annotated[str | None, typer.Option("--workers", metavar="N", help="Worker processes (auto).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -93,13 +102,10 @@ def tlsproxy(
 @app.command()
 def run(
     config: ConfigOption = None,
-    site: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST=BACKEND[,BACKEND…]", help="Serve this host; instead of the sites of the file."),
-    ] = None,
-    https: Annotated[list[str] | None, typer.Option(metavar="ADDR", help="Listen here for https (:443).")] = None,
-    http: Annotated[list[str] | None, typer.Option(metavar="ADDR", help="Listen here for http (:80).")] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes (auto).")] = None,
+    site: SiteOption = None,
+    https: HttpsOption = None,
+    http: HttpOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Serve until told to stop."""
     loaded = _load(config, {"site": site, "https": https, "http": http, "workers": workers})
@@ -110,9 +116,15 @@ def run(
 
 
 @app.command()
-def check(config: ConfigOption = None) -> None:
-    """Check the configuration and the files it names."""
-    loaded = _load(config)
+def check(
+    config: ConfigOption = None,
+    site: SiteOption = None,
+    https: HttpsOption = None,
+    http: HttpOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Check the configuration and the files it names; takes what `run` takes."""
+    loaded = _load(config, {"site": site, "https": https, "http": http, "workers": workers})
     from tlsproxy.runtime import preflight
 
     for warning in preflight.inspect(loaded):
@@ -121,17 +133,25 @@ def check(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def explain(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show every effective value and where it came from."""
+def explain(
+    config: ConfigOption = None,
+    site: SiteOption = None,
+    https: HttpsOption = None,
+    http: HttpOption = None,
+    workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every effective value and where it came from; takes what `run` takes."""
     from tlsproxy.settings import explain as explaining
 
-    rows = explaining.explain(_load(config, require_sites=False))
+    options = {"site": site, "https": https, "http": http, "workers": workers}
+    rows = explaining.explain(_load(config, options, require_sites=False))
     if as_json:
         _say(json.dumps([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows], indent=2))
     elif sys.stdout.isatty():
         _print_table(rows)
     else:
-        _say("\n".join(f"{row.key} = {_written(row.value)}  # {row.origin}" for row in rows))
+        _say("\n".join(f"{row.key} = {_quoted(row.written)}  # {row.origin}" for row in rows))
 
 
 @app.command()
@@ -200,11 +220,11 @@ def _print_table(rows: Sequence[Row]) -> None:
 
     table = Table("key", "value", "origin", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.key, Text(_written(row.value)), Text(row.origin, style="dim"))
+        table.add_row(row.key, Text(_quoted(row.written)), Text(row.origin, style="dim"))
     Console().print(table)
 
 
-def _written(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -325,5 +325,20 @@ def test_there_is_no_site() -> None:
 def test_explain_tells_every_key() -> None:
     rows = {row.key: row for row in explain(load_text(FILE))}
     assert rows.keys() == load_text(FILE).origins.keys()
-    assert (rows["sites.0.hosts"].value, rows["sites.0.client_ca"].value) == (["localhost"], None)
+    assert (rows["sites.0.hosts"].value, rows["sites.0.client_ca"].value) == (["localhost"], "")
     assert (rows["server.drain"].value, rows["server.drain"].origin) == (5.0, "tlsproxy.toml:2")
+
+
+def test_explain_writes_values_as_the_file_would() -> None:
+    rows = {row.key: row for row in explain(load_text(FILE, {"limits.connect_timeout": "250ms", "log.access": "off"}))}
+    written = {key: rows[key].written for key in ("limits.header_size", "limits.connect_timeout", "limits.tunnel_idle")}
+    assert list(written.values()) == ["32KiB", "250ms", "1h"]
+    assert (rows["sites.0.hsts"].written, rows["sites.0.hsts"].value) == ("off", 0.0)
+    assert (rows["limits.connections"].written, rows["sites.0.hosts"].written) == (0, ["localhost"])
+    assert None not in [value for row in rows.values() for value in (row.value, row.written)]
+
+
+def test_a_site_that_is_none_is_told_once() -> None:
+    for text in ("localhost", "localhost=", "=a:1"):
+        (problem,) = problems(None, {"site": [text, "b.test=a:1"]})
+        assert problem.startswith(f'option --site: "{text}" is not HOST=BACKEND')

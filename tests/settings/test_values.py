@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.settings import values
+from tlsproxy.settings import values, writing
 
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "": 1}
 PARSERS: list[Callable[[object], Any]] = [
@@ -237,6 +237,34 @@ def test_route_paths() -> None:
 def test_what_is_no_route_path(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         values.parse_route_path(text)
+
+
+@pytest.mark.parametrize("text", ["file://$HOME/x", "file:///$HOME/x", "file://~/x", "file:///~/x", "file://${HOME}/x"])
+def test_a_store_is_named_without_variables(text: str) -> None:
+    with pytest.raises(ValueError, match=r"the path must be absolute.*\$HOME and ~ are not expanded"):
+        values.parse_store_url(text)
+
+
+@given(
+    st.one_of(st.floats(0, 3e9), st.integers(0, 3_000_000).map(lambda number: number * 0.001), st.integers(0, 10**9))
+)
+def test_a_duration_is_written_as_it_is_read(seconds: float) -> None:
+    assert values.parse_duration(writing.write_duration(float(seconds))) == seconds
+    assert values.parse_duration_or_off(writing.write_duration_or_off(float(seconds))) == seconds
+
+
+@given(st.one_of(st.integers(0, 2**53 - 1), st.integers(0, 4096).map(lambda number: number * 1024)))
+def test_a_size_is_written_as_it_is_read(size: int) -> None:
+    assert values.parse_size(writing.write_size(size)) == size
+    assert values.parse_size_or_off(writing.write_size_or_off(size)) == size
+
+
+def test_values_are_written_in_short_forms() -> None:
+    durations = {9.5: "9.5s", 75.0: "75s", 300.0: "5m", 3600.0: "1h", 0.25: "250ms", 63072000.0: "2y", 0.0: "0s"}
+    assert {seconds: writing.write_duration(seconds) for seconds in durations} == durations
+    sizes = {32768: "32KiB", 10**6: "1MB", 10**9: "1GB", 300: "300B", 0: "0B", 2**20 * 5: "5MiB"}
+    assert {size: writing.write_size(size) for size in sizes} == {**sizes}
+    assert (writing.write_duration_or_off(0), writing.write_size_or_off(0)) == ("off", "off")
 
 
 def test_near_words_are_offered() -> None:

@@ -127,20 +127,25 @@ def read_options(options: Mapping[str, Any], environ: Mapping[str, str]) -> Laye
             continue
         path = _OPTIONS.get(name, tuple(name.split(".")))
         names[path] = f"--{name}"
-        _put(values, path, [_parse_site(text) for text in value] if name == "site" else value)
+        # One that is no HOST=BACKEND is told as a whole, not once more for each part it lacks.
+        _put(values, path, [_parse_site(text) for text in value if _is_site(text)] if name == "site" else value)
     _rebase(values, Path.cwd(), environ)
     return Layer("option", values, names, problems=tuple(_site_problems(options.get("site") or ())))
 
 
 def _parse_site(text: str) -> dict[str, Any]:
     host, _, backends = text.partition("=")
-    return {"hosts": [host] if host else [], "backends": backends}
+    return {"hosts": [host], "backends": backends}
+
+
+def _is_site(text: str) -> bool:
+    host, _, backends = text.partition("=")
+    return bool(host and backends)
 
 
 def _site_problems(sites: Iterable[str]) -> Iterator[Problem]:
     for text in sites:
-        host, _, backends = text.partition("=")
-        if not host or not backends:
+        if not _is_site(text):
             message = f'"{text}" is not HOST=BACKEND[,BACKEND…], as in localhost=127.0.0.1:8000'
             yield Problem("option --site", "", message)
 

@@ -191,6 +191,10 @@ def parse_store_url(value: object) -> str:
     parts = urlsplit(text)
     if parts.scheme == "memory" and text == "memory:":
         return text
+    if parts.scheme == "file" and (parts.netloc[:1] in {"$", "~"} or parts.path[:2] in {"/$", "/~"}):
+        raise ValueError(
+            f"{_show(value)}: the path must be absolute, as in file:///var/lib/tlsproxy; $HOME and ~ are not expanded"
+        )
     if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
         raise ValueError(f"{_show(value)} is not a store; write file:///var/lib/tlsproxy")
     return text
