@@ -27,7 +27,7 @@ LEAF = replace(held(timedelta(days=45)), issuer=ROOT.issuer)
         (0, 3285),
         (3284.99, 3285),
         (3285, "less than a year"),
-        (3650, "the root is expired"),
+        (3650, "the root expired"),
     ],
 )
 def test_root(day: float, expected: str | int) -> None:
@@ -37,7 +37,7 @@ def test_root(day: float, expected: str | int) -> None:
 
 @pytest.mark.parametrize(
     ("day", "expected"),
-    [(-1, "it is not valid before"), (0, 30), (29.99, 30), (30, "a third of its life is left"), (46, "it is expired")],
+    [(-1, "it is not valid before"), (0, 30), (29.99, 30), (30, "a third of its life is left"), (46, "it expired")],
 )
 def test_leaf(day: float, expected: str | int) -> None:
     action = plan_leaf(["a.test"], LEAF, ROOT, BORN + timedelta(days=day))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import subprocess
 from dataclasses import replace as changed
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.store.pki import NOW, issue, rsa_key, write_pair
@@ -90,7 +93,7 @@ def test_chain_and_key_in_one_file(tmp_path: Path) -> None:
         (b"", LEAF.key_pem(), "DIR/chain.pem: the file is empty"),
         (b"hello", LEAF.key_pem(), "DIR/chain.pem: this is not PEM"),
         (LEAF.pem[:-30], LEAF.key_pem(), "DIR/chain.pem: this is not PEM"),
-        (LEAF.certificate.public_bytes(serialization.Encoding.DER), LEAF.key_pem(), "this is binary (DER or PKCS #12)"),
+        (LEAF.certificate.public_bytes(serialization.Encoding.DER), LEAF.key_pem(), "openssl x509 -inform DER"),
         (LEAF.key_pem(), LEAF.key_pem(), "there is no certificate in it, only PRIVATE KEY"),
         (LEAF.pem, LEAF.pem, "DIR/key.pem: there is no private key in it"),
         (LEAF.pem, LEAF.key_pem(b"secret"), "the private key is encrypted"),
@@ -107,6 +110,39 @@ def test_chain_and_key_in_one_file(tmp_path: Path) -> None:
 )
 def test_refusals(tmp_path: Path, chain: bytes, key: bytes, expected: str) -> None:
     assert expected in refusal(tmp_path, chain, key)
+
+
+def _binaries() -> dict[str, tuple[bytes, bytes]]:
+    """What people get from Windows and Java: the bytes in place of the chain, and in place of the key."""
+    der, form = serialization.Encoding.DER, serialization.PrivateFormat
+    certificate = LEAF.certificate.public_bytes(der)
+    both = pkcs12.serialize_key_and_certificates(
+        b"a",
+        LEAF.key,
+        LEAF.certificate,
+        None,
+        serialization.NoEncryption(),
+    )
+    several = pkcs7.serialize_certificates([LEAF.certificate], der)
+    pkcs8 = LEAF.key.private_bytes(der, form.PKCS8, serialization.NoEncryption())
+    old = LEAF.key.private_bytes(der, form.TraditionalOpenSSL, serialization.NoEncryption())
+    return {"DER": (certificate, pkcs8), "DER, SEC1": (certificate, old), "#12": (both, both), "#7": (several, pkcs8)}
+
+
+@pytest.mark.parametrize("kind", _binaries())
+def test_the_command_for_a_binary_file_works(tmp_path: Path, kind: str) -> None:
+    paths = {"chain": tmp_path / "my chain", "key": tmp_path / "my key"}
+    for path, content in zip(paths.values(), _binaries()[kind], strict=True):
+        path.write_bytes(content)
+    for which, path in tuple(paths.items()):
+        with pytest.raises(CertificateError, match=r"this is binary \(") as caught:
+            load_pair(paths["chain"], paths["key"])
+        command = shlex.split(str(caught.value).rpartition("new file: ")[2])
+        if "pkcs12" in command:
+            command += ["-passin", "pass:"]
+        subprocess.run(command, check=True, capture_output=True)
+        paths[which] = Path(f"{path}.pem")
+    assert load_pair(paths["chain"], paths["key"]) == LEAF.bundle()
 
 
 def test_weak_and_unfit_certificates_are_refused(tmp_path: Path) -> None:
@@ -175,11 +211,11 @@ def test_a_leaf_whose_issuer_is_missing_is_warned_of(tmp_path: Path) -> None:
     assert "'CN=middle' is missing" in load(tmp_path, lonely.pem, lonely.key_pem()).warnings[0]
 
 
-@pytest.mark.parametrize(("days", "said"), [((-30, -1), "expired on"), ((1, 30), "not valid before")])
+@pytest.mark.parametrize(("days", "said"), [((-30, -1), "expired on"), ((1, 30), "is not valid before")])
 def test_wrong_dates_are_served_and_said(tmp_path: Path, days: tuple[float, float], said: str) -> None:
     leaf = issue("a.test", days=days)
     bundle = load(tmp_path, leaf.pem, leaf.key_pem())
-    assert said in bundle.warnings[0]
+    assert f"{tmp_path}/chain.pem: the certificate {said}" in bundle.warnings[0]
     assert said in bundle.date_problem(NOW)
 
 

@@ -36,7 +36,7 @@ def plan_root(held: Bundle | None, now: datetime) -> Action:
     if held is None:
         return Obtain("there is no root yet")
     if problem := held.date_problem(now):
-        return Obtain(f"the root is {problem}")
+        return Obtain(f"the root {problem}")
     due = held.not_after - ROOT_RENEWAL
     return Obtain("less than a year of the root is left") if now >= due else Wait(due)
 
@@ -54,7 +54,7 @@ def plan_leaf(hosts: Sequence[str], held: Bundle | None, root: Bundle, now: date
     if held.issuer != root.issuer:
         return Obtain("the root of the internal CA is new")
     if problem := held.date_problem(now):
-        return Obtain(f"it is {problem}")
+        return Obtain(f"it {problem}")
     due = renewal_time(held)
     return Obtain("a third of its life is left") if now >= due else Wait(due)
 

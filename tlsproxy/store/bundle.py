@@ -75,11 +75,14 @@ class Bundle:
         """Return the hosts that the certificate does not cover."""
         return [host for host in hosts if not self.covers(host)]
 
+    def is_expired(self, now: datetime) -> bool:
+        return now >= self.not_after
+
     def date_problem(self, now: datetime) -> str:
-        """Return what is wrong with the dates at `now`, or ""."""
-        if now >= self.not_after:
+        """Return what is wrong with the dates at `now`, as the rest of a sentence about the certificate, or ""."""
+        if self.is_expired(now):
             return f"expired on {_day(self.not_after)}"
-        return f"not valid before {_day(self.not_before)}; is the clock right?" if now < self.not_before else ""
+        return f"is not valid before {_day(self.not_before)}; is the clock right?" if now < self.not_before else ""
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON record of a store. It holds the private key."""
@@ -142,7 +145,7 @@ def load_pair(chain: Path, key: Path, now: datetime | None = None) -> Bundle:
     warnings = [*_chain_warnings(chain, certificates, ordered, strangers), *_mode_warnings(key)]
     bundle = Bundle.build(ordered, private, "file")
     if problem := bundle.date_problem(now or datetime.now(UTC)):
-        warnings.insert(0, f"{chain}: the certificate is {problem}. Renew it and replace both files.")
+        warnings.insert(0, f"{chain}: the certificate {problem}. Renew it and replace both files.")
     if bundle.key_type.startswith("ed"):
         warnings.append(f"{chain}: browsers don't accept {bundle.key_type} certificates. Use ECDSA P-256.")
     return replace(bundle, warnings=tuple(warnings))

@@ -5,6 +5,7 @@ Rule: every refusal is a CertificateError that begins with the caller's label (a
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,13 +46,13 @@ def certificates(text: bytes, label: str) -> list[x509.Certificate]:
 
 def private_key(text: bytes, label: str) -> PrivateKey:
     """Return the one private key of a PEM text, unencrypted and of a kind TLS servers use."""
-    found = [block.text for block in _blocks(text, label) if block.kind.endswith("PRIVATE KEY")]
+    found = [block.text for block in _blocks(text, label, wants_key=True) if block.kind.endswith("PRIVATE KEY")]
     if not found:
         raise CertificateError(f"{label}: there is no private key in it. Give the file with `BEGIN PRIVATE KEY`.")
     if b"BEGIN ENCRYPTED" in found[0] or b"ENCRYPTED" in found[0].split(b"\n\n")[0].split(b"\r\n\r\n")[0]:
         raise CertificateError(
             f"{label}: the private key is encrypted and nobody is there to type the password. "
-            f"Decrypt it: openssl pkey -in {label} -out decrypted.key"
+            f"Decrypt it: openssl pkey -in {shlex.quote(label)} -out decrypted.key"
         )
     try:
         key = serialization.load_pem_private_key(found[0], password=None)
@@ -137,18 +138,35 @@ def describe(certificate: x509.Certificate) -> str:
     return f"the certificate {subject!r}" if subject else f"the certificate with serial {certificate.serial_number:x}"
 
 
-def _blocks(text: bytes, label: str) -> list[Pem]:
+def _blocks(text: bytes, label: str, *, wants_key: bool = False) -> list[Pem]:
     found = [Pem(match[1].decode("ascii"), match[0]) for match in _BLOCK.finditer(text)]
     if found:
         return found
     if not text.strip():
         raise CertificateError(f"{label}: the file is empty. Write it again.")
     if text[:1] == b"\x30":
+        form, command = _binary_form(text, wants_key=wants_key)
+        files = f"-in {shlex.quote(label)} -out {shlex.quote(f'{label}.pem')}"
         raise CertificateError(
-            f"{label}: this is binary (DER or PKCS #12), PEM is needed. "
-            f"Convert it with openssl x509, openssl pkey or openssl pkcs12."
+            f"{label}: this is binary ({form}), PEM is needed. Convert it and give the new file: {command} {files}"
         )
     raise CertificateError(f"{label}: this is not PEM (no complete `-----BEGIN …-----` block). Give a PEM file.")
+
+
+def _binary_form(text: bytes, *, wants_key: bool) -> tuple[str, str]:
+    """Return what kind of binary file this is and the command that makes PEM of it.
+
+    The first element in the outer SEQUENCE tells: PKCS #12 has version 3 there (RFC 7292 4), PKCS #7 an object
+    identifier (RFC 2315 7); certificates and keys have neither.
+    """
+    length = 2 + (text[1] & 0x7F if len(text) > 1 and text[1] & 0x80 else 0)
+    inner = text[length : length + 3]
+    if inner == b"\x02\x01\x03":
+        # -nodes also where -noenc exists: older versions know only this one.
+        return "PKCS #12", f"openssl pkcs12 {'-nocerts -nodes' if wants_key else '-nokeys'}"
+    if inner[:1] == b"\x06" and not wants_key:
+        return "PKCS #7", "openssl pkcs7 -inform DER -print_certs"
+    return "DER", f"openssl {'pkey' if wants_key else 'x509'} -inform DER"
 
 
 def _refuse_weak(certificate: x509.Certificate, label: str) -> None:
