@@ -1,11 +1,12 @@
 """Certificate files that change under a running proxy. `poll` is the clock: nothing here waits."""
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.store.pki import Issued, issue, replace, write_pair
+from tests.store.pki import NOW, issue, replace, write_pair
 from tlsproxy.certs.files import Changed, FileWatch, Rejected, WatchedPair
 from tlsproxy.settings import CertificateFiles, Route, Site
 
@@ -30,8 +31,8 @@ def watched(site: Site) -> WatchedPair:
     return WatchedPair(site, site.certificate)
 
 
-def polls(watched: WatchedPair, times: int = 4) -> list[Changed | Rejected]:
-    return [event for _ in range(times) if (event := watched.poll())]
+def polls(watched: WatchedPair, times: int = 4, days: float = 0) -> list[Changed | Rejected]:
+    return [event for _ in range(times) if (event := watched.poll(NOW + timedelta(days=days)))]
 
 
 def test_nothing_new(watched: WatchedPair) -> None:
@@ -55,7 +56,7 @@ def test_the_same_contents_are_nothing_new(watched: WatchedPair, tmp_path: Path)
 def test_half_a_replacement_is_waited_for(watched: WatchedPair, tmp_path: Path, order: tuple[str, str]) -> None:
     texts = {"chain": NEW.pem, "key": NEW.key_pem()}
     replace(tmp_path / f"{order[0]}.pem", texts[order[0]])
-    assert watched.poll() is None
+    assert watched.poll(NOW) is None
     replace(tmp_path / f"{order[1]}.pem", texts[order[1]])
     assert [type(event) for event in polls(watched)] == [Changed]
 
@@ -100,6 +101,30 @@ def test_going_back_to_what_was_served_is_announced(watched: WatchedPair, tmp_pa
     assert len(polls(watched)) == 1
 
 
+def test_an_expired_pair_does_not_replace_a_valid_one(watched: WatchedPair, tmp_path: Path) -> None:
+    write_pair(tmp_path, issue("a.test", days=(-9, -1)))
+    (event,) = polls(watched)
+    assert isinstance(event, Rejected)
+    assert event.reason.startswith(f"{tmp_path}/chain.pem: the certificate expired on ")
+    assert "still valid and stays" in event.reason
+    write_pair(tmp_path, NEW)
+    assert [type(event) for event in polls(watched)] == [Changed]
+    assert polls(watched, days=99) == []
+
+
+def test_among_expired_pairs_the_new_one_is_announced(tmp_path: Path, site: Site) -> None:
+    assert isinstance(site.certificate, CertificateFiles)
+    write_pair(tmp_path, issue("a.test", days=(-9, -2)))
+    watched = WatchedPair(site, site.certificate)
+    write_pair(tmp_path, issue("a.test", days=(-9, -1)))
+    assert [type(event) for event in polls(watched)] == [Changed]
+
+
+def test_a_pair_that_expires_while_it_is_served_can_be_replaced_by_any(watched: WatchedPair, tmp_path: Path) -> None:
+    write_pair(tmp_path, issue("a.test", days=(-9, 31)))
+    assert [type(event) for event in polls(watched, days=32)] == [Changed]
+
+
 def test_a_missing_file_is_a_flaw(watched: WatchedPair, tmp_path: Path) -> None:
     (tmp_path / "key.pem").unlink()
     (event,) = polls(watched)
@@ -123,10 +148,11 @@ def test_the_watch_logs_and_returns_names(site: Site, tmp_path: Path, caplog: py
     watch = FileWatch([site])
     caplog.set_level(logging.INFO)
     replace(tmp_path / "chain.pem", b"bad")
-    assert [watch.poll() for _ in range(4)] == [()] * 4
-    write_pair(tmp_path, expired := issue("a.test", days=(-9, -1)))
-    assert watch.poll() == ("file/a.test",)
-    assert isinstance(expired, Issued)
+    assert [watch.poll(NOW) for _ in range(4)] == [()] * 4
+    replace(tmp_path / "chain.pem", NEW.pem)
+    replace(tmp_path / "key.pem", NEW.key_pem())
+    (tmp_path / "key.pem").chmod(0o644)
+    assert watch.poll(NOW) == ("file/a.test",)
     events = [(record.levelname, record.message) for record in caplog.records]
     assert events == [
         ("WARNING", "certificate.file_rejected"),

@@ -1,8 +1,12 @@
 """Watches the certificate files of sites and says when there is something new to serve.
 
-Knows: files, their contents, whether a pair is whole. Does not know: time (the caller polls), workers, the store.
-Rules: only a pair that loads and covers its hosts is announced; a broken one is reported once per content; touching a
-file without changing it means nothing.
+Knows: files, their contents, whether a pair is whole. Does not know: the clock (the caller polls and says when it is),
+workers, the store. Rules: only a pair that loads and covers its hosts is announced, and none that has expired in place
+of one that has not; a rejected one is reported once per content; touching a file without changing it means nothing.
+
+To reject is not to announce: the workers that run keep what they have. They read the files themselves, so one that
+starts while an expired pair lies there serves it, as at any start, and so do all when another pair of the same site is
+announced or a certifier that starts announces every site.
 
 Polling instead of inotify: it also sees network mounts, and Kubernetes and certbot swap symbolic links far away from
 the path that is configured. A stat of both files costs microseconds.
@@ -12,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from tlsproxy.errors import CertificateError
@@ -20,6 +25,8 @@ from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.sources import certificate_files, certificate_name, load_files
 
 logger = logging.getLogger(__name__)
+
+_KEPT = "The one before is still valid and stays in use. Renew it and replace both files."
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ Event = Changed | Rejected
 class WatchedPair:
     """One pair of one site, compared with what it was at the last poll."""
 
-    # Mutable: _stamp (what stat said last), _served (contents last announced), _doubtful (contents that did not load,
-    # and may be half of a replacement), _rejected (contents that were reported).
+    # Mutable: _stamp (what stat said last), _served (contents last announced), _good_until (their last instant),
+    # _doubtful (contents that did not load, and may be half of a replacement), _rejected (contents that were reported).
 
     def __init__(self, site: Site, files: CertificateFiles) -> None:
         """Take what the files hold now as served: whoever makes this has just loaded them."""
@@ -55,9 +62,10 @@ class WatchedPair:
         self._files = files
         self._stamp = self._look()
         self._served = self._digest()
+        self._good_until = self._load_end()
         self._doubtful = self._rejected = ""
 
-    def poll(self) -> Event | None:
+    def poll(self, now: datetime) -> Event | None:
         """Look again. A failure counts at the second poll that sees it: renewers write one file after the other."""
         stamp = self._look()
         if stamp == self._stamp and not self._doubtful:
@@ -71,6 +79,9 @@ class WatchedPair:
             bundle = load_files(self._site, self._files)
         except CertificateError as error:
             return self._doubt(contents, str(error))
+        if bundle.is_expired(now) and self._good_until and now < self._good_until:
+            return self._doubt(contents, f"{self._files.chain}: the certificate {bundle.date_problem(now)}. {_KEPT}")
+        self._good_until = bundle.not_after
         self._served, self._doubtful, self._rejected = contents, "", ""
         return Changed(certificate_name(self._site), self._files, bundle)
 
@@ -86,6 +97,12 @@ class WatchedPair:
         self._doubtful, self._rejected = "", contents
         return Rejected(certificate_name(self._site), self._files, reason)
 
+    def _load_end(self) -> datetime | None:
+        try:
+            return load_files(self._site, self._files).not_after
+        except CertificateError:  # whoever loads it to serve it says so
+            return None
+
     def _look(self) -> tuple[object, ...]:
         return _stamp(self._files.chain), _stamp(self._files.key)
 
@@ -100,9 +117,9 @@ class FileWatch:
     def __init__(self, sites: Iterable[Site]) -> None:
         self._pairs = [WatchedPair(site, files) for site in sites for files in certificate_files(site)]
 
-    def poll(self) -> tuple[str, ...]:
+    def poll(self, now: datetime) -> tuple[str, ...]:
         """Log what happened and return the names whose certificates are to be loaded again."""
-        events = [event for pair in self._pairs if (event := pair.poll())]
+        events = [event for pair in self._pairs if (event := pair.poll(now))]
         for event in events:
             _log(event)
         return tuple(dict.fromkeys(event.name for event in events if isinstance(event, Changed)))

@@ -50,7 +50,7 @@ class CertificateManager:
 
     def tick(self, now: datetime) -> tuple[str, ...]:
         """Return the names whose certificates are new since the last call."""
-        changed = self._watch.poll()
+        changed = self._watch.poll(now)
         if not self._is_time(now):
             return changed
         try:
