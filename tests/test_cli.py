@@ -78,7 +78,7 @@ def test_check_warns_of_what_works_and_is_wrong(tmp_path: Path, capsys: Output) 
     chain, _ = write_pair(tmp_path, issue("localhost", "a.test", days=(-9, -1)))
     Path("tlsproxy.toml").write_text(CONFIG + 'certificate = { chain = "chain.pem", key = "key.pem" }\n')
     assert cli.main(["check"]) == 0
-    assert f"warning: {chain}: the certificate is expired" in capsys.readouterr().err
+    assert f"warning: {chain}: the certificate expired on " in capsys.readouterr().err
 
 
 def test_check_refuses_a_store_that_can_not_be_shared(capsys: Output) -> None:
@@ -132,10 +132,15 @@ def test_schema(capsys: Output) -> None:
 
 
 def test_trust_prints_the_root(capsys: Output) -> None:
-    roots = []
+    roots, remarks = [], []
     for _ in range(2):
         assert cli.main(["trust", "--print"]) == 0
-        roots.append(capsys.readouterr().out)
+        said = capsys.readouterr()
+        roots.append(said.out)
+        remarks.append(said.err)
+    which = f"the root of the internal CA in {Path('store').absolute().as_uri()} (store.url from: tlsproxy.toml:2)\n"
+    assert remarks[0].startswith(f"{which}WARNING: a new root was MADE")
+    assert remarks[1] == which
     assert x509.load_pem_x509_certificate(roots[0].encode()).version is x509.Version.v3
     assert roots[0] == roots[1]
     assert "PRIVATE" not in roots[0]

@@ -176,15 +176,17 @@ def trust(
 
     if [show, install, uninstall].count(True) != 1:
         raise typer.BadParameter("give one of --print, --install, --uninstall")
-    store = open_store(_load(config, require_sites=False).settings.store.url)
+    loaded = _load(config, require_sites=False)
+    store = open_store(loaded.settings.store.url)
     try:
-        pem = trusting.root_certificate(store, make=not uninstall)
+        root = trusting.root_certificate(store, make=not uninstall)
     finally:
         store.close()
+    _complain(_describe_root(loaded, is_new=root.is_new))
     if show:
-        _say(pem.decode().strip())
+        _say(root.pem.decode().strip())
     else:
-        _tell_outcomes(trusting.install(pem) if install else trusting.uninstall(pem))
+        _tell_outcomes(trusting.install(root.pem) if install else trusting.uninstall(root.pem))
 
 
 def _load(config: Path | None, options: dict[str, Any] | None = None, *, require_sites: bool = True) -> Loaded:
@@ -200,6 +202,19 @@ def _summary(loaded: Loaded) -> str:
     listeners = [f"{kind} on {', '.join(getattr(settings.listen, kind)) or 'nothing'}" for kind in ("https", "http")]
     counts = [_count(len(settings.sites), "site"), _count(hosts, "host"), _count(routes, "route")]
     return f"{loaded.path or 'configuration'}: {', '.join(counts)}; {', '.join(listeners)}"
+
+
+def _describe_root(loaded: Loaded, *, is_new: bool) -> str:
+    """Which root it is: a proxy with another --config, user or variable may keep its own elsewhere."""
+    url = loaded.settings.store.url
+    told = f"the root of the internal CA in {url} (store.url from: {loaded.origins['store.url']})"
+    if not is_new:
+        return told
+    return (
+        f"{told}\nWARNING: a new root was MADE just now, because this store had none that is good for another year. A "
+        "proxy with another store does not use it: give --config the file that the proxy reads, and run this as the "
+        "user that runs the proxy."
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tlsproxy.certs.internal import ensure, ensure_root, make_root
-from tlsproxy.certs.trust import Machine, Outcome, install, root_certificate, uninstall
+from tlsproxy.certs.trust import Machine, Outcome, Root, install, root_certificate, uninstall
 from tlsproxy.errors import StoreError
 from tlsproxy.store.memory import MemoryStore
 from tlsproxy.store.sources import ROOT_NAME
@@ -122,9 +122,10 @@ def test_the_root_is_made_on_demand_and_its_key_stays() -> None:
     store = MemoryStore()
     with pytest.raises(StoreError, match="nothing to remove"):
         root_certificate(store, make=False)
-    pem = root_certificate(store)
-    assert b"PRIVATE" not in pem
-    assert root_certificate(store, make=False) == pem
+    root = root_certificate(store)
+    assert root.is_new
+    assert b"PRIVATE" not in root.pem
+    assert root_certificate(store) == root_certificate(store, make=False) == Root(root.pem, is_new=False)
     assert store.list() == (ROOT_NAME,)
 
 

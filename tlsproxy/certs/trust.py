@@ -96,14 +96,23 @@ _ANCHORS = (
 )
 
 
-def root_certificate(store: CertificateStore, *, make: bool = True) -> bytes:
-    """Return the root's certificate as PEM; without one, make it first or raise StoreError."""
+@dataclass(frozen=True)
+class Root:
+    """The root's certificate as PEM, and whether this very call made it: then no proxy has used it yet."""
+
+    pem: bytes
+    is_new: bool = False
+
+
+def root_certificate(store: CertificateStore, *, make: bool = True) -> Root:
+    """Return the root of this store; without one, or without enough left of it, make it first or raise StoreError."""
+    held = store.get(ROOT_NAME)
     if make:
-        return ensure_root(store, datetime.now(UTC)).chain_pem
-    root = store.get(ROOT_NAME)
-    if root is None:
+        root = ensure_root(store, datetime.now(UTC))
+        return Root(root.chain_pem, is_new=held is None or held.fingerprint != root.fingerprint)
+    if held is None:
         raise StoreError(f"{store!r}: there is no internal CA in this store, so there is nothing to remove.")
-    return root.chain_pem
+    return Root(held.chain_pem)
 
 
 def install(pem: bytes, machine: Machine | None = None) -> list[Outcome]:
