@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from tlsproxy.proxy.failures import BackendFailure, BadAnswer, ClosedBeforeAnswer, ClosedInAnswer
@@ -127,7 +128,9 @@ class BackendConnection(asyncio.Protocol):
         self._tunnel = tunnel
 
     def close(self) -> None:
-        """Close after what was written has been sent."""
+        """Close after what was written has been sent, or at last when the backend has had its time to take it."""
+        if self.is_open:
+            self.backend.closing.append((time.monotonic(), self))
         self.is_open = False
         self._exchange = None
         self._tunnel = None

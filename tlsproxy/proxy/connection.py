@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 WRITE_HIGH: Final = 65_536
 WRITE_LOW: Final = 16_384
 LINGER_SECONDS: Final = 2.0
+_UNBEGUN_AT_DRAIN: Final = 2.0
+_CLOSED_BY_PEER: Final = (7, 8)  # TCP_CLOSE and TCP_CLOSE_WAIT of the kernel's tcp_states.h
 LINGER_BYTES: Final = 1_048_576
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -65,6 +67,7 @@ class Connection(asyncio.Protocol):
         "_ended",
         "_linger_until",
         "_owner",
+        "_reading_paused",
         "_state",
         "_transport",
         "_wants_proxy_header",
@@ -91,6 +94,7 @@ class Connection(asyncio.Protocol):
         self._written = 0  # bytes given to the transport
         self._acknowledged = 0  # of those, how many the client's kernel had at the last look
         self.write_stalled_since = 0.0  # 0 = not stalled
+        self._reading_paused = False
         self.truncated = False
 
     def __repr__(self) -> str:
@@ -138,10 +142,12 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         if self._state is OPEN and not self._ended:
+            self._reading_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._state is OPEN and not self._ended:
+            self._reading_paused = False
             self._transport.resume_reading()
 
     def close(self, last: bytes = b"") -> None:
@@ -175,7 +181,7 @@ class Connection(asyncio.Protocol):
 
     def check_deadline(self, now: float) -> None:
         if self._state is OPEN:
-            if self._is_stalled(now):
+            if self._is_stalled(now) or (self._reading_paused and self._has_left()):
                 self.abort()
             elif self._driver is not None:
                 self._guard(self._driver.check_deadline, now)
@@ -194,8 +200,16 @@ class Connection(asyncio.Protocol):
             return self._deadline - self._owner.handshake_timeout
         return None
 
+    def _has_left(self) -> bool:
+        """Whether the client closed or reset while nobody reads: then neither is noticed otherwise."""
+        if self._accepted is None:
+            return False
+        return self._accepted.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _CLOSED_BY_PEER
+
     def drain(self) -> None:
         self._draining = True
+        # A client that has not come to its first request is not waited for as long as it might take.
+        self._deadline = min(self._deadline, self._owner.loop.time() + _UNBEGUN_AT_DRAIN)
         if self._driver is not None:
             if self._state is OPEN:
                 self._guard(self._driver.drain)

@@ -14,14 +14,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tlsproxy.proxy.failures import (
-    AnswerTimedOut,
-    BackendFailure,
-    BadAnswer,
-    ClosedBeforeAnswer,
-    ConnectFailed,
-    NoBackend,
-)
+from tlsproxy.proxy import failures
 from tlsproxy.proxy.kept import LOST, NOTHING, KeptBody
 from tlsproxy.proxy.phase import ANSWERING, CONNECTING, DONE, NEW, SENT, TUNNEL
 from tlsproxy.proxy.record import Record
@@ -53,8 +46,8 @@ class Exchange(Record):
     """
 
     __slots__ = (
-        "_client", "_connecting", "_connection", "_kept", "_progress", "_request", "_request_complete", "_sent_at",
-        "_services", "state",
+        "_client", "_connecting", "_connection", "_is_stuck", "_kept", "_progress", "_request", "_request_complete",
+        "_sent_at", "_services", "state",
     )  # fmt: skip
 
     def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
@@ -69,6 +62,7 @@ class Exchange(Record):
         self._request_complete = head.framing is _NO_BODY
         self._progress = self.started
         self._sent_at = 0.0
+        self._is_stuck = False  # the backend takes no more of the request
 
     def __repr__(self) -> str:
         return f"<Exchange {self.head.method.decode()} {self.head.host} {self.state.name} {self.status or ''}>"
@@ -131,12 +125,14 @@ class Exchange(Record):
             self._connection.resume_reading()
 
     def check_deadline(self, now: float) -> None:
-        """Give up on a backend that takes the request but does not answer. `now` is monotonic."""
-        if self.state is SENT and self.forward is not None:
+        """Give up on a backend that does not answer, or takes no more of the request. `now` is monotonic."""
+        if (self.state is SENT or self._is_stuck) and self.forward is not None and self.backend is not None:
             limit = self.forward.route.response_timeout
-            if now - self._progress > limit and self.backend is not None:
+            if now - self._progress > limit:
                 self._drop_backend()
-                self.backend_failed(AnswerTimedOut(self.backend.url, f"no answer within response_timeout {limit:g} s"))
+                self.backend_failed(
+                    failures.AnswerTimedOut(self.backend.url, f"no progress within response_timeout {limit:g} s")
+                )
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer with an error of our own; the log says why."""
@@ -180,7 +176,7 @@ class Exchange(Record):
         """Claim a connection to a backend and send, or start to connect."""
         backend = route.upstream.choose(self.client)
         if backend is None:
-            self._give_up(NoBackend(route.label, "every backend of the route failed lately"))
+            self._give_up(failures.NoBackend(route.label, "every backend of the route failed lately"))
             return
         self.backend = backend
         backend.active += 1
@@ -201,7 +197,7 @@ class Exchange(Record):
             )
             self._connecting = None
             self._send(connection)
-        except ConnectFailed as failure:
+        except failures.ConnectFailed as failure:
             self._connecting = None
             self._give_up(failure)
         except Exception:  # noqa: BLE001  # nobody waits for this task, and the client would wait for ever
@@ -219,8 +215,9 @@ class Exchange(Record):
         self.state = SENT
         self.reused = connection.reused
         self._sent_at = self._progress = time.monotonic()
+        self._is_stuck = False
         body = self._kept.data() if self._kept is not NOTHING else b""
-        if body:
+        if self._kept is not NOTHING:
             self._client.resume_request()  # before `begin`, which may find the backend full and pause it again
         connection.begin(self, self.head.method, self._request + body if body else self._request)
         if not connection.reused:
@@ -257,7 +254,7 @@ class Exchange(Record):
         if not self.head.upgrade or head.upgrade != b"websocket":
             self._drop_backend()
             self.backend_failed(
-                BadAnswer(self.backend.url, f"101 to {head.upgrade.decode('latin-1')!r}, not asked for")
+                failures.BadAnswer(self.backend.url, f"101 to {head.upgrade.decode('latin-1')!r}, not asked for")
             )
             return
         self._note_answer(101)
@@ -298,7 +295,7 @@ class Exchange(Record):
         self._client.send_end(allowed_trailers(trailers) if trailers else trailers)
         self._finish()
 
-    def backend_failed(self, failure: BackendFailure) -> None:
+    def backend_failed(self, failure: failures.BackendFailure) -> None:
         """The connection is gone and the answer is not complete."""
         self._connection = None
         if self.state is SENT and self._may_replay(failure):
@@ -309,16 +306,18 @@ class Exchange(Record):
         self._give_up(failure)
 
     def backend_full(self) -> None:
+        self._is_stuck = True
         self._client.pause_request()
 
     def backend_ready(self) -> None:
+        self._is_stuck = False
         self._progress = time.monotonic()
         self._client.resume_request()
 
-    def _may_replay(self, failure: BackendFailure) -> bool:
+    def _may_replay(self, failure: failures.BackendFailure) -> bool:
         """A reused connection that ends without a byte was most likely closed before the request came."""
         return (
-            isinstance(failure, ClosedBeforeAnswer)
+            isinstance(failure, failures.ClosedBeforeAnswer)
             and self.reused  # so never twice: a replay goes out on a new connection
             and self._kept.is_whole
             and self.head.method in IDEMPOTENT
@@ -339,7 +338,7 @@ class Exchange(Record):
 
     # --- endings ------------------------------------------------------------------------------------------------------
 
-    def _give_up(self, failure: BackendFailure) -> None:
+    def _give_up(self, failure: failures.BackendFailure) -> None:
         self.error = failure.note
         self._fail(failure.status, failure.detail)
 

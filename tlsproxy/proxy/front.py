@@ -24,6 +24,7 @@ from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.store import pem
 from tlsproxy.store.sources import bundles_for, certificate_name
 from tlsproxy.wire.forwarding import Options, Trust
 
@@ -246,10 +247,17 @@ class Front:
         return self._backends.setdefault(url, Backend(url, most_idle=most_idle))
 
     def _site_tls(self, site: configuration.Site) -> SiteTls:
+        bundles = self._load(site)
+        try:
+            authority = _client_authority(site)
+        except (OSError, CertificateError) as error:
+            # Without it nobody can be told from anybody: that site refuses all, the others go on.
+            logger.error("client_ca.unusable", extra={"site": site.hosts[0], "error": str(error)})  # noqa: TRY400
+            bundles, authority = (), None
         return SiteTls(
             hosts=site.hosts,
-            bundles=self._load(site),
-            client_ca_pem=site.client_ca.read_text() if site.client_ca else None,
+            bundles=bundles,
+            client_ca_pem=authority,
             client_auth=site.client_auth,
             minimum_version=site.minimum_version or self._tls.minimum_version,
         )
@@ -273,7 +281,7 @@ class Front:
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
         now = self.loop.time()
         for connection in self.connections:
-            connection.check_deadline(now)
+            self._check_deadline(connection, now)
         for backend in self._backends.values():
             backend.close_idle(now)
         self.connections.look_again()
@@ -282,11 +290,26 @@ class Front:
             listener.report()
         self._report_handshakes()
 
+    def _check_deadline(self, connection: Connection, now: float) -> None:
+        """One connection in trouble must not keep the tick from the others."""
+        try:
+            connection.check_deadline(now)
+        except Exception:
+            logger.exception("connection.crashed", extra={"client": connection.info.client})
+            connection.abort()
+
     def _report_handshakes(self) -> None:
         unsaid = self._failed_handshakes - _HANDSHAKE_LINES
         if unsaid > 0:
             logger.info("tls.handshakes_failed", extra={"more": unsaid})
         self._failed_handshakes = 0
+
+
+def _client_authority(site: configuration.Site) -> str | None:
+    """The certificates of the site's `client_ca`, without what else people write into such files."""
+    if site.client_ca is None:
+        return None
+    return pem.chain_pem(pem.certificates(site.client_ca.read_bytes(), str(site.client_ca))).decode("ascii")
 
 
 def _most_connections() -> int:

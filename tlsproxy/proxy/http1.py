@@ -152,7 +152,8 @@ class Http1Driver:
         """Finish what is in flight; an idle connection may send one more request within a second, then it is closed."""
         if self._tunnel is not None:
             self._tunnel.drain()
-        elif self._exchange is None and self._waiting_for is _NEXT_REQUEST:
+        elif self._exchange is None and not self._reader.buffered:
+            self._waiting_for = _NEXT_REQUEST
             self._waiting_since = time.monotonic()
 
     @property
@@ -300,8 +301,8 @@ class Http1Driver:
 
     def exchange_done(self, *, request_complete: bool) -> None:
         self._exchange = None
-        if not request_complete or self._body_pending:
-            self.flush()
+        if not request_complete or self._body_pending or (self._last and self._paused):
+            self.flush()  # unread bytes of the client would turn our FIN into a reset
             self._waiting_for = _NOTHING
             self._last = True
             self.stream.finish()

@@ -33,6 +33,7 @@ _IDLE_DEFAULT: Final = 4.0
 _SHORTEST_IDLE: Final = 0.5
 _LEARNED_FOR: Final = 600.0
 _TRIAL_APART: Final = 1.0
+_LONGEST_CLOSE: Final = 10.0
 
 
 class Backend:
@@ -43,7 +44,7 @@ class Backend:
 
     __slots__ = (
         "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_on_trial", "_pause", "_place",
-        "_server", "active", "has_siblings", "idle", "most_idle", "quoted", "url",
+        "_server", "active", "closing", "has_siblings", "idle", "most_idle", "quoted", "url",
     )  # fmt: skip
 
     def __init__(self, url: str, *, most_idle: int) -> None:
@@ -52,6 +53,7 @@ class Backend:
         self._place = Place(url)
         self.most_idle = most_idle
         self.idle: list[BackendConnection] = []
+        self.closing: list[tuple[float, BackendConnection]] = []  # since when they have been closing, oldest first
         self.active = 0
         self._failures = 0
         self._pause = 0.0
@@ -117,6 +119,8 @@ class Backend:
         if self._learned_at and now - self._learned_at > _LEARNED_FOR:
             self._learned_at = 0.0
             self._idle_limit = _idle_limit_of(self._server)
+        while self.closing and self.closing[0][0] <= now - _LONGEST_CLOSE:
+            self.closing.pop(0)[1].abort()
         limit = now - self._idle_limit
         idle = self.idle
         while idle and idle[0].idle_since <= limit:
