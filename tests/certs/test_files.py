@@ -9,6 +9,8 @@ import pytest
 from tests.store.pki import NOW, issue, replace, write_pair
 from tlsproxy.certs.files import Changed, FileWatch, Rejected, WatchedPair
 from tlsproxy.settings import CertificateFiles, Route, Site
+from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.sources import load_files
 
 OLD = issue("a.test")
 NEW = issue("a.test")
@@ -161,3 +163,24 @@ def test_the_watch_logs_and_returns_names(site: Site, tmp_path: Path, caplog: py
     ]
     assert "PRIVATE" not in caplog.text
     assert repr(watch) == "<FileWatch 1 pairs>"
+
+
+def test_one_pair_s_trouble_costs_the_others_no_news(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    chain, key = write_pair(tmp_path / "b", OTHER)
+    route = Route(backends=("http://127.0.0.1:1",))
+    other = Site(hosts=("b.test",), certificate=CertificateFiles(chain=chain, key=key), routes=(route,))
+    watch = FileWatch([other, site])
+    def fail(site: Site, pair: CertificateFiles) -> Bundle:
+        if site is other:
+            raise RuntimeError("not foreseen")
+        return load_files(site, pair)
+
+    monkeypatch.setattr("tlsproxy.certs.files.load_files", fail)
+    write_pair(tmp_path / "b", issue("b.test"))
+    write_pair(tmp_path, NEW)
+    assert watch.poll(NOW) == ("file/a.test",)
+    [record] = [record for record in caplog.records if record.message == "certificate.watch_failed"]
+    assert vars(record)["chain"] == str(chain)

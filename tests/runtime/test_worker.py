@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.control import (
     CertificatesChanged,
+    ControlChannel,
     Drain,
     Drained,
     Failed,
@@ -26,6 +29,9 @@ from tlsproxy.runtime.control import (
     control_pair,
     encode,
 )
+from tlsproxy.runtime.worker import Worker
+from tlsproxy.settings import Settings
+from tlsproxy.store.memory import MemoryStore
 
 pytestmark = pytest.mark.system
 
@@ -159,6 +165,31 @@ def test_a_supervisor_that_talks_nonsense_is_left(worker: LoneWorker) -> None:
     code, said = worker.wait()
     assert code == 0
     assert json.loads(said)["event"] == "worker.unintelligible"
+
+
+def test_an_order_that_fails_costs_no_worker(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Front) -> None:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(Front, "reopen_logs", fail)
+
+    async def scene() -> list[Message]:
+        ours, theirs = control_pair()
+        supervisor, channel = await ControlChannel.open(ours), await ControlChannel.open(theirs)
+        settings = Settings.model_validate(SETTINGS)
+        front = Front(settings, store=MemoryStore(), ticket_secret=b"s" * 32, loop=asyncio.get_running_loop())
+        front.start([])
+        for order in (ReopenLogs(), StatsRequest(), Drain(5)):
+            supervisor.send(order)
+        await Worker(channel, front, {}, drain=5).serve()
+        channel.close()
+        heard = [message async for message in supervisor]
+        supervisor.close()
+        await asyncio.gather(supervisor.wait_closed(), channel.wait_closed())
+        return heard
+
+    assert [type(message) for message in asyncio.run(scene())] == [Ready, Stats, Leaving, Drained]
+    assert [record.message for record in caplog.records] == ["worker.order_failed"]
 
 
 def test_an_order_that_is_not_for_workers_is_logged(worker: LoneWorker) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID
 
 from tlsproxy.store.bundle import Bundle
 
@@ -44,8 +44,9 @@ def issue(
     days: tuple[float, float] = (-1, 30),
     usage: Sequence[x509.ObjectIdentifier] = (),
     issuer_url: str = "",
+    raw_names: bytes = b"",
 ) -> Issued:
-    """Issue by `by`, else self-signed; `days` are begin and end from now."""
+    """Issue by `by`, else self-signed; `days` are begin and end from now, `raw_names` the DER of the names."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, cn or (hosts[0] if hosts else "nobody"))])
     builder = (
@@ -60,6 +61,9 @@ def issue(
     )
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
+    if raw_names:
+        extension = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, raw_names)
+        builder = builder.add_extension(extension, critical=False)
     if usage:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
     if issuer_url:

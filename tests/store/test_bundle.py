@@ -112,6 +112,27 @@ def test_refusals(tmp_path: Path, chain: bytes, key: bytes, expected: str) -> No
     assert expected in refusal(tmp_path, chain, key)
 
 
+@pytest.mark.parametrize("names", [b"\x30\x05\x82\x09a", b"nonsense", b"\x30\x06\x87\x04abcd\x00"])
+def test_one_that_parses_only_until_its_names_are_asked_for(tmp_path: Path, names: bytes) -> None:
+    leaf = issue(cn="a.test", raw_names=names)
+    said = refusal(tmp_path, leaf.pem, leaf.key_pem())
+    assert said.startswith("DIR/chain.pem: this certificate can't be used (")
+    assert said.endswith("). Have it issued again.")
+
+
+def test_a_key_that_is_gone_when_its_mode_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain, key = write_pair(tmp_path, LEAF, MIDDLE)
+    order_chain = pem.order_chain
+
+    def order(leaf: Any, others: Any) -> Any:
+        key.unlink()
+        return order_chain(leaf, others)
+
+    monkeypatch.setattr(pem, "order_chain", order)
+    with pytest.raises(CertificateError, match=r"No such file.*\. Have it issued again"):
+        load_pair(chain, key)
+
+
 def _binaries() -> dict[str, tuple[bytes, bytes]]:
     """What people get from Windows and Java: the bytes in place of the chain, and in place of the key."""
     der, form = serialization.Encoding.DER, serialization.PrivateFormat

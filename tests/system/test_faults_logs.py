@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.store.pki import issue
 from tests.system.conftest import StartProxy
 from tests.system.pressure import served_by
 from tests.system.running import PATIENCE, Proxy, free_port, put, running_proxy, until, write_pair
@@ -268,16 +269,19 @@ class TestBrokenCertificate:
             assert "site.key" in said or "site.pem" in said
             assert "Traceback" not in said
 
+    @pytest.mark.parametrize("flaw", ["key", "names"])
     def test_a_worker_that_starts_with_one_serves_all_other_sites(
-        self, start_proxy: StartProxy, tmp_path: Path, authority: trustme.CA, app: str
+        self, start_proxy: StartProxy, tmp_path: Path, authority: trustme.CA, app: str, flaw: str
     ) -> None:
         """Broken after the start; then a worker is killed. Its successor refuses that name until the files are good."""
         sites = site(write_pair(tmp_path, authority, "localhost"), app)
         sites += site(write_pair(tmp_path, authority, "b.test", stem="b"), app, "b.test")
         proxy = start_proxy(sites)
         ask(proxy, host="b.test")
-        good = (tmp_path / "b.key").read_bytes()
-        put(tmp_path / "b.key", b"broken")
+        good = {path: path.read_bytes() for path in (tmp_path / "b.pem", tmp_path / "b.key")}
+        broken = issue(cn="b.test", raw_names=b"nonsense")
+        put(tmp_path / "b.pem", broken.pem)
+        put(tmp_path / "b.key", broken.key_pem() if flaw == "names" else b"broken")
         proxy.wait_for("certificate.file_rejected")
         ask(proxy, host="b.test")
         os.kill(proxy.workers()[0], signal.SIGKILL)
@@ -286,7 +290,8 @@ class TestBrokenCertificate:
         ask(proxy)
         with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
             proxy.open("b.test").close()
-        put(tmp_path / "b.key", good)
+        for path, content in good.items():
+            put(path, content)
 
         def is_back() -> bool:
             with contextlib.suppress(ssl.SSLError):

@@ -65,6 +65,11 @@ class WatchedPair:
         self._good_until = self._load_end()
         self._doubtful = self._rejected = ""
 
+    @property
+    def where(self) -> dict[str, str]:
+        """Which pair this is, for the log."""
+        return _where(certificate_name(self._site), self._files)
+
     def poll(self, now: datetime) -> Event | None:
         """Look again. A failure counts at the second poll that sees it: renewers write one file after the other."""
         stamp = self._look()
@@ -119,13 +124,22 @@ class FileWatch:
 
     def poll(self, now: datetime) -> tuple[str, ...]:
         """Log what happened and return the names whose certificates are to be loaded again."""
-        events = [event for pair in self._pairs if (event := pair.poll(now))]
+        events = [event for pair in self._pairs if (event := _poll(pair, now))]
         for event in events:
             _log(event)
         return tuple(dict.fromkeys(event.name for event in events if isinstance(event, Changed)))
 
     def __repr__(self) -> str:
         return f"<FileWatch {len(self._pairs)} pairs>"
+
+
+def _poll(pair: WatchedPair, now: datetime) -> Event | None:
+    """One pair's trouble must not cost the others their news: they have noted already that they announced it."""
+    try:
+        return pair.poll(now)
+    except Exception:
+        logger.exception("certificate.watch_failed", extra=pair.where)
+        return None
 
 
 def log_doubts(name: str, files: CertificateFiles, bundle: Bundle) -> None:

@@ -127,7 +127,11 @@ class Worker:
         """Say Ready, serve, drain. Returns when this process has nothing left to do."""
         self._channel.send(Ready())
         while not isinstance(message := await self._receive(), Drain | None):
-            self._obey(message)
+            try:
+                self._obey(message)
+            except Exception:
+                # A worker that serves is worth more than the order that it could not carry out.
+                logger.exception("worker.order_failed", extra={"order": type(message).__name__})
         # A supervisor that is gone starts nobody who could serve what is queued.
         await self._drain(message or Drain(last=True))
 

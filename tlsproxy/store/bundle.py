@@ -132,6 +132,18 @@ def load_pair(chain: Path, key: Path, now: datetime | None = None) -> Bundle:
     incomplete, key readable by everybody) is served and stands in `Bundle.warnings`: a site with an expired
     certificate is better than a proxy that does not start.
     """
+    try:
+        return _load_pair(chain, key, now)
+    except CertificateError:
+        raise
+    except Exception as error:
+        # The library parses extensions when they are asked for, and has no common class for what it then raises.
+        # One site's file must never be more than that site's problem.
+        reason = str(error) or type(error).__name__
+        raise CertificateError(f"{chain}: this certificate can't be used ({reason}). Have it issued again.") from error
+
+
+def _load_pair(chain: Path, key: Path, now: datetime | None) -> Bundle:
     certificates = list(dict.fromkeys(pem.certificates(_read(chain), str(chain))))
     private = pem.private_key(_read(key), str(key))
     leaf = next((certificate for certificate in certificates if pem.belongs(private, certificate)), None)
