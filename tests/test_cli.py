@@ -169,6 +169,14 @@ def test_run_refuses_what_check_refuses(capsys: Output) -> None:
     assert "option --workers: server.workers: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_log_that_can_not_be_written_is_told_in_one_line(command: str, capsys: Output) -> None:
+    Path("tlsproxy.toml").write_text('log = { access = "gone/access.log" }\n' + CONFIG)
+    assert cli.main([command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tlsproxy.toml:1: log.access: there is no folder ")
+
+
 # --- as a process
 
 

@@ -1,20 +1,25 @@
-"""What `check` and start look at beyond the text of the configuration: certificate files, client CAs, the user.
+"""What `check` and start look at beyond the text of the configuration: the user, the store, the log, certificate files.
 
-Knows settings and files; changes nothing, opens no socket. Rule: everything wrong is found in one run and named by the
-place where it is configured.
+Knows settings and files; makes and changes nothing, opens no socket. Rules: everything wrong is found in one run and
+named by the place where it is configured; what the children will open is tried with the rights they will have.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
 
-from tlsproxy.errors import CertificateError, ConfigError, Problem
+from tlsproxy.errors import CertificateError, ConfigError, Problem, StoreError
+from tlsproxy.runtime import privileges
+from tlsproxy.runtime.privileges import Account, PrivilegeError
 from tlsproxy.settings import CertificateFiles, Loaded, Site
+from tlsproxy.store.base import examine_store
 from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.sources import load_files, same_kind_twice
 
@@ -36,22 +41,49 @@ class _Inspection:
         self.warnings: list[str] = []
 
     def run(self) -> None:
-        self._check_user()
+        account = self._find_account()
+        try:
+            with privileges.acting_as(account) if account else contextlib.nullcontext():
+                self._check_files(account)
+        except PrivilegeError as error:
+            self._add_of(error)
+
+    def _find_account(self) -> Account | None:
+        """Return whom the children will become, if that is somebody else and possible."""
+        try:
+            account = privileges.find_account(self._loaded.settings.server.user)
+            if account is not None:
+                privileges.check_interpreter(account)
+        except PrivilegeError as error:
+            self._add_of(error)
+            return None
+        try:
+            if account is not None:
+                privileges.judge_store(self._loaded.settings.store.url, account)
+        except PrivilegeError as error:
+            self._add_of(error)
+        return account
+
+    def _check_files(self, account: Account | None) -> None:
+        self._check_store(made_for=account)
+        if problem := _log_problem(self._loaded.settings.log.access, made_for=account):
+            self._add("log.access", problem)
         for index, site in enumerate(self._loaded.settings.sites):
             self._check_certificates(f"sites.{index}.certificate", site)
             if site.client_ca is not None:
                 self._check_client_ca(f"sites.{index}.client_ca", site.client_ca)
-            self._check_store(site)
 
-    def _check_user(self) -> None:
-        user = self._loaded.settings.server.user
-        if user and os.geteuid() == 0 and not _user_exists(user):
-            self._add("server.user", f'there is no user "{user}" on this machine')
-
-    def _check_store(self, site: Site) -> None:
-        """A memory store belongs to one process; the certificate is made in another one than those that serve it."""
-        if site.certificate == "internal" and self._loaded.settings.store.url == "memory:" and not self.problems:
+    def _check_store(self, *, made_for: Account | None) -> None:
+        settings = self._loaded.settings
+        # A memory store belongs to one process; the certificate is made in another one than those that serve it.
+        if settings.store.url == "memory:" and any(site.certificate == "internal" for site in settings.sites):
             self._add("store.url", '"memory:" can\'t keep internal certificates; write file:///FOLDER')
+        if any(problem.key == "store.url" for problem in self.problems):
+            return
+        try:
+            examine_store(settings.store.url, made_for_us=made_for is not None)
+        except StoreError as error:
+            self._add("store.url", str(error))
 
     def _check_certificates(self, key: str, site: Site) -> None:
         bundles: list[Bundle] = []
@@ -72,6 +104,10 @@ class _Inspection:
         except ValueError:
             self._add(key, f"{path} holds no certificates in PEM form")
 
+    def _add_of(self, error: PrivilegeError) -> None:
+        key, _, message = str(error).partition(": ")
+        self._add(key, message)
+
     def _add(self, key: str, message: str) -> None:
         origins = self._loaded.origins
         source = next((origin for known, origin in origins.items() if known == key or known.startswith(f"{key}.")), "")
@@ -85,9 +121,52 @@ def _pairs(key: str, site: Site) -> Iterator[tuple[str, CertificateFiles]]:
         yield from ((f"{key}.{index}", files) for index, files in enumerate(site.certificate))
 
 
-def _user_exists(user: str) -> bool:
+def _log_problem(access: str, *, made_for: Account | None) -> str:
+    """Return why the access log can't be opened, or "". A file that is missing is not made for that."""
+    if access in ("-", "off"):
+        return ""
+    if not access:
+        return 'write "-" for stdout, a path, or "off"'
+    path = Path(access)
     try:
-        pwd.getpwnam(user)
+        _try_to_open(path)
+    except FileNotFoundError:
+        return _folder_problem(path.resolve().parent, made_for=made_for)
+    except IsADirectoryError:
+        return f"{path} is a directory; name a file in it, as in {path / 'access.log'}"
+    except PermissionError:
+        me = _my_name()
+        return f"user {me} may not write {path}; give the file to that user (chown {me} {path}) and let it reach it"
+    except OSError as error:
+        return f'{path} can\'t be opened ({error.strerror}); choose another file, or "-" for stdout'
+    return ""
+
+
+def _try_to_open(path: Path) -> None:
+    # Opening a pipe waits for a reader or, told not to wait, fails without one: who reads may come later.
+    if stat.S_ISFIFO(path.stat().st_mode):
+        if not os.access(path, os.W_OK, effective_ids=True):
+            raise PermissionError
+        return
+    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+
+
+def _folder_problem(folder: Path, *, made_for: Account | None) -> str:
+    """Return why no log can be made in a folder. For an account root makes it, and the account has to reach it."""
+    if not folder.exists():
+        return f'there is no folder {folder}; create it (mkdir -p {folder}), or write "-" for stdout'
+    if not folder.is_dir():
+        return f"{folder} is no folder; choose another path"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return f"{folder} is mounted read-only; choose another folder"
+    if not os.access(folder, os.X_OK if made_for else os.W_OK | os.X_OK, effective_ids=True):
+        verb = "enter" if made_for else "make a file in"
+        return f"user {_my_name()} may not {verb} {folder}; choose another folder or change its owner or mode"
+    return ""
+
+
+def _my_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
-        return False
-    return True
+        return str(os.geteuid())

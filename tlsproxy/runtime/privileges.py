@@ -7,11 +7,13 @@ renewal is noticed at start. Rule: a drop is verified, and a drop that cannot be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import pwd
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -27,7 +29,7 @@ ROOT_ADVICE = (
 
 
 class PrivilegeError(TlsproxyError):
-    """The user we are, or should become, does not fit what was asked for."""
+    """The user we are, or should become, does not fit what was asked for. The message begins with the key to change."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,44 @@ def drop_privileges(user: str) -> None:
     _forbid_new_privileges()
 
 
+@contextlib.contextmanager
+def acting_as(account: Account) -> Iterator[None]:
+    """Have the rights of the account meanwhile, no more: for root, to find out what its children could not do.
+
+    No protection, for the way back stays open. Raises PrivilegeError.
+    """
+    groups, gid = os.getgroups(), os.getegid()
+    try:
+        os.setgroups(account.groups)
+    except OSError as error:
+        raise _cannot_become(account, error) from error
+    try:
+        _act(account)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
+
+
+def judge_store(url: str, account: Account) -> None:
+    """As root, refuse an existing store that is not for the account. Changes nothing. Raises PrivilegeError."""
+    folder = _store_folder(url)
+    if folder and folder.exists() and not _may(folder.stat(), account, stat.S_IWUSR):
+        raise PrivilegeError(
+            f"store.url: {folder} cannot be written by server.user. Run: chown -R {account.name} {folder}"
+        )
+
+
 def prepare_store(url: str, account: Account) -> None:
     """As root, see to it that the dropped children can use a `file:` store. Raises PrivilegeError.
 
     A missing directory is created for the account; an existing one is never changed, only judged.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        return
-    folder = Path(unquote(parts.path))
-    if not folder.exists():
+    judge_store(url, account)
+    folder = _store_folder(url)
+    if folder and not folder.exists():
         _make_folder(folder, account)
-    elif not _may(folder.stat(), account, stat.S_IWUSR):
-        raise PrivilegeError(
-            f"store.url: {folder} cannot be written by server.user. Run: chown -R {account.name} {folder}"
-        )
 
 
 def prepare_log(access: str, account: Account) -> None:
@@ -120,6 +145,11 @@ def check_interpreter(account: Account) -> None:
                 )
 
 
+def _store_folder(url: str) -> Path | None:
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+
 def _make_folder(folder: Path, account: Account) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -146,7 +176,22 @@ def _become(account: Account) -> None:
         os.setresgid(account.gid, account.gid, account.gid)
         os.setresuid(account.uid, account.uid, account.uid)
     except OSError as error:
-        raise PrivilegeError(f"server.user: cannot become {account.name}: {error.strerror}") from error
+        raise _cannot_become(account, error) from error
+
+
+def _act(account: Account) -> None:
+    try:
+        os.setegid(account.gid)
+        os.seteuid(account.uid)
+    except OSError as error:
+        raise _cannot_become(account, error) from error
+
+
+def _cannot_become(account: Account, error: OSError) -> PrivilegeError:
+    return PrivilegeError(
+        f"server.user: cannot become {account.name}: {error.strerror}. A container needs the capabilities SETUID and "
+        "SETGID for that; or start as that user and leave server.user empty."
+    )
 
 
 def _verify(account: Account) -> None:

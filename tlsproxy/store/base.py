@@ -62,16 +62,34 @@ def open_store(url: str) -> CertificateStore:
     from tlsproxy.store.file import FileStore  # noqa: PLC0415 - the implementations import this module
     from tlsproxy.store.memory import MemoryStore  # noqa: PLC0415
 
+    directory = _directory(url)
+    return MemoryStore() if directory is None else FileStore(directory)
+
+
+def examine_store(url: str, *, made_for_us: bool = False) -> None:
+    """Raise StoreError for what would keep this process from opening the store. Changes nothing, makes nothing.
+
+    `made_for_us`: what is missing of the way to it, somebody who may do so makes for this user first.
+    """
+    from tlsproxy.store.file import examine  # noqa: PLC0415
+
+    directory = _directory(url)
+    if directory is not None:
+        examine(directory, made_for_us=made_for_us)
+
+
+def _directory(url: str) -> Path | None:
+    """Return the directory of a file store, None for a store in memory."""
     parts = urlsplit(url)
     if parts.scheme == "memory":
-        return MemoryStore()
+        return None
     if parts.scheme != "file":
         raise StoreError(f"store.url {url!r}: unknown kind of store. Write file:///var/lib/tlsproxy.")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise StoreError(
             f"store.url {url!r}: the path must be absolute. Write three slashes: file:///var/lib/tlsproxy."
         )
-    return FileStore(Path(unquote(parts.path)))
+    return Path(unquote(parts.path))
 
 
 def check_name(name: str) -> None:

@@ -128,6 +128,35 @@ class FileStore:
         return self._records / f"{_stem(name)}{_SUFFIX}"
 
 
+def examine(directory: Path, *, made_for_us: bool = False) -> None:
+    """Raise StoreError for what would keep this process from opening a store there. Changes nothing.
+
+    `made_for_us`: if the directory is missing, somebody who may do so makes it for this user first.
+    """
+    records = directory / _RECORDS
+    with _explained(directory, "opened"):
+        nearest = next(path for path in (records, *records.parents) if _is_there(path))
+        for existing in {directory, records} & {nearest, nearest.parent}:
+            _must_be_closed(existing)
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if nearest != records and os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        right = os.R_OK if nearest == records else os.W_OK
+        if made_for_us and nearest not in (directory, records):
+            right = 0
+        if not os.access(nearest, right | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _bundle(name: str, record: Any) -> Bundle:
     if record["name"] != name:
         raise ValueError(f"it is the record of {record['name']!r}")
@@ -162,15 +191,17 @@ def _private_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        _close_to_others(directory)
+        if _must_be_closed(directory):
+            directory.chmod(0o700)
 
 
-def _close_to_others(directory: Path) -> None:
+def _must_be_closed(directory: Path) -> bool:
+    """Tell whether others can enter a directory of ours; raise for one that is not ours to close."""
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "is not a directory")
     if not status.st_mode & _OPEN_MODE:
-        return
+        return False
     # Somebody who points the store at /tmp or a home directory must not find its mode changed.
     ours = status.st_uid == os.geteuid() and {path.name for path in directory.iterdir()} <= {_RECORDS, _LOCK}
     if not ours and directory.name != _RECORDS:
@@ -178,7 +209,7 @@ def _close_to_others(directory: Path) -> None:
             f"{directory}: other users can enter this directory (mode {stat.S_IMODE(status.st_mode):04o}), "
             f"and private keys are to be kept in it. Run: chmod 0700 {directory}  or give a directory of its own."
         )
-    directory.chmod(0o700)
+    return True
 
 
 def _open_lock(directory: Path) -> int:
