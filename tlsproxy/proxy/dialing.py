@@ -1,7 +1,8 @@
 """Reaching a backend: a name becomes addresses, one of them a connection. Knows sockets; neither HTTP nor health.
 
-A name is resolved anew for each connection, so a backend that moved is found. When that fails the last good addresses
-are tried: a name server that is away says nothing about the backend.
+A name is resolved anew for each connection, so a backend that moved is found. When that fails, or takes more than a
+third of the time, the last good addresses are tried: a name server that is away says nothing about the backend. Each
+of several addresses gets a share of the time that is left, so that one that swallows packets hides no other.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import logging
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
 
 from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut, OutOfResources
 
 logger = logging.getLogger(__name__)
 
-# EADDRNOTAVAIL: every client port of this machine towards that address is taken.
-_OUR_LIMITS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+Caller = TypeVar("Caller", bound=asyncio.Protocol)
+
+# Not EADDRNOTAVAIL: that may be one family of addresses only (::1 while IPv6 is off), and another address will do.
+_OUR_LIMITS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_NAME_PART: Final = 3  # one in so many parts of the time is for a name whose addresses are known
 
 
 class Place:
@@ -35,11 +39,14 @@ class Place:
         self._known: list[str] = []
         self._unresolved = False
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol], timeout: float) -> None:
-        """Connect a protocol of `factory`. Raises ConnectFailed, within `timeout` seconds."""
+    async def connect(self, factory: Callable[[], Caller], timeout: float) -> Caller:
+        """A protocol of `factory`, connected. Raises ConnectFailed, within `timeout` seconds."""
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                await self._connect(factory)
+            if self._path:
+                return await self._connect_path(factory, deadline)
+            addresses = await self._resolve(timeout) if self._is_name else [self._host]
+            return await self._connect_any(factory, addresses, deadline)
         except TimeoutError:
             raise ConnectTimedOut(self._url, f"no connection within {timeout:g} s") from None
         except OSError as error:
@@ -48,39 +55,52 @@ class Place:
                 raise OutOfResources(self._url, f"cannot connect ({reason}); this is a limit of the proxy") from None
             raise ConnectFailed(self._url, f"cannot connect ({reason})") from None
 
-    async def _connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    async def _connect_path(self, factory: Callable[[], Caller], deadline: float) -> Caller:
+        async with asyncio.timeout_at(deadline):
+            _, caller = await asyncio.get_running_loop().create_unix_connection(factory, self._path)
+        return caller
+
+    async def _connect_any(self, factory: Callable[[], Caller], addresses: list[str], deadline: float) -> Caller:
+        """Try one address after the other. Raises the last one's OSError or TimeoutError."""
         loop = asyncio.get_running_loop()
-        if self._path:
-            await loop.create_unix_connection(factory, self._path)
-            return
-        *others, last = await self._resolve() if self._is_name else [self._host]
-        for address in others:
+        *others, last = addresses
+        for left, address in zip(range(len(addresses), 1, -1), others, strict=True):
             try:
-                await loop.create_connection(factory, address, self._port)
-            except OSError as error:
+                async with asyncio.timeout((deadline - loop.time()) / left):
+                    _, caller = await loop.create_connection(factory, address, self._port)
+            except OSError as error:  # a TimeoutError is one too
                 if error.errno in _OUR_LIMITS:
                     raise
             else:
-                return
-        await loop.create_connection(factory, last, self._port)
+                return caller
+        async with asyncio.timeout_at(deadline):
+            _, caller = await loop.create_connection(factory, last, self._port)
+        return caller
 
-    async def _resolve(self) -> list[str]:
+    async def _resolve(self, timeout: float) -> list[str]:
         loop = asyncio.get_running_loop()
+        patience = timeout / _NAME_PART if self._known else timeout
         try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(patience):
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             if not self._known:
                 raise ConnectFailed(self._url, f"the name does not resolve ({error.strerror})") from None
-            self._say_unresolved(error)
+            self._say_unresolved(error.strerror or str(error))
+        except TimeoutError:
+            why = f"no answer from the name server within {patience:g} s"
+            if not self._known:
+                raise ConnectTimedOut(self._url, f"the name does not resolve ({why})") from None
+            self._say_unresolved(why)
         else:
             self._known = [str(where[0]) for *_, where in found]
             self._unresolved = False
         return self._known
 
-    def _say_unresolved(self, error: socket.gaierror) -> None:
+    def _say_unresolved(self, why: str) -> None:
         if not self._unresolved:
             self._unresolved = True
-            extra = {"backend": self._url, "error": error.strerror, "used": self._known}
+            extra = {"backend": self._url, "error": why, "used": self._known}
             logger.warning("backend.name_unresolved", extra=extra)
 
 

@@ -30,7 +30,7 @@ class ConnectTimedOut(ConnectFailed):
 
 
 class OutOfResources(ConnectFailed):
-    """This process has no descriptor, port or memory left for one more connection: no backend could be reached."""
+    """This process has no descriptor or memory left for one more connection: no backend could be reached."""
 
     status = 503
     detail = "This server has more to do than it can at the moment."

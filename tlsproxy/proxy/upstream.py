@@ -80,9 +80,7 @@ class Backend:
 
     async def connect(self, timeout: float) -> BackendConnection:
         """A new connection. Raises ConnectFailed."""
-        connection = BackendConnection(self)
-        await self._place.connect(lambda: connection, timeout)
-        return connection
+        return await self._place.connect(lambda: BackendConnection(self), timeout)
 
     def put_back(self, connection: BackendConnection) -> None:
         """Take a connection whose answer is complete into the stack."""
