@@ -97,6 +97,7 @@ class Stage:
         route: Mapping[str, Any] | None = None,
         sites: Sequence[Json] = (),
         log: Mapping[str, Any] | None = None,
+        listen: Mapping[str, Any] | None = None,
         **sections: Mapping[str, Any],
     ) -> Front:
         """Start a Front with one site a.test whose one route has these backends, or with `sites`."""
@@ -107,7 +108,11 @@ class Stage:
         sites = sites or [{"hosts": ["a.test"], "routes": [{"backends": urls, **(route or {})}]}]
         settings = Settings.model_validate(
             {
-                "listen": {"https": [f"127.0.0.1:{self.port}"], "http": [f"127.0.0.1:{self.http_port}"]},
+                "listen": {
+                    "https": [f"127.0.0.1:{self.port}"],
+                    "http": [f"127.0.0.1:{self.http_port}"],
+                    **(listen or {}),
+                },
                 "sites": [{"certificate": "internal", **site} for site in sites],
                 "log": {"access": str(self.log_path), "format": "json", **(log or {})},
                 **sections,

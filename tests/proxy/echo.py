@@ -92,6 +92,13 @@ class EchoDriver:
         self.stream.close()
 
 
+class Everybody(set[ClientConnection]):
+    """A registry without limits."""
+
+    def identify(self, connection: ClientConnection, client: str, /) -> bool:
+        return True
+
+
 class EchoWorker:
     """Serves on 127.0.0.1 from a thread with its own uvloop; implements ConnectionOwner."""
 
@@ -106,7 +113,7 @@ class EchoWorker:
         send_buffer: int = 0,
     ) -> None:
         self.contexts = contexts or ContextTable(sites, default_host=default_host)
-        self.connections: set[ClientConnection] = set()
+        self.connections = Everybody()
         self.handshake_timeout = 10.0
         self.write_idle = 60.0
         self.proxy_networks = proxy_networks

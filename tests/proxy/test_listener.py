@@ -26,6 +26,13 @@ def redirected(client: Peer) -> bool:
         return False
 
 
+def proxied(stage: Stage, client: str = "") -> Peer:
+    """A connection of the http listener behind a PROXY header that names `client`, or nobody."""
+    peer = stage.connect_plain()
+    peer.send(b"PROXY TCP4 %b 192.0.2.1 5000 80\r\n" % client.encode() if client else b"PROXY UNKNOWN\r\n")
+    return peer
+
+
 def in_flight(stage: Stage, backend: Backend) -> tuple[Peer, Peer]:
     client = stage.connect()
     client.send(GET)
@@ -105,6 +112,42 @@ class TestPerClient:
         other = socket.create_connection(("127.0.0.1", stage.http_port), source_address=("127.0.0.2", 0))
         assert redirected(Peer(other))
         other.close()
+
+    def test_a_load_balancer_is_not_the_client(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        """Behind the PROXY protocol those count whom it names; its own health checks (UNKNOWN) do not."""
+        stage.serve(stage.backend(), limits={"connections_per_client": 2}, listen={"proxy_protocol": ["127.0.0.0/8"]})
+        first, second, third = (proxied(stage, "198.51.100.7") for _ in range(3))
+        assert [redirected(first), redirected(second), redirected(third)] == [True, True, False]
+        assert all(redirected(proxied(stage, f"198.51.100.{n}")) for n in range(8, 11))
+        assert all(redirected(proxied(stage)) for _ in range(3))
+        first.close()
+        stage.wait(lambda: len(stage.front.connections) == 7)
+        assert redirected(proxied(stage, "198.51.100.7"))
+        stage.wait(lambda: "connections.turned_away" in caplog.messages)  # the tick says it
+        [record] = [record for record in caplog.records if record.message == "connections.turned_away"]
+        assert (vars(record)["count"], vars(record)["last_client"]) == (1, "198.51.100.7")
+        assert "tls.handshake_failed" not in caplog.messages
+
+    def test_one_too_many_behind_a_load_balancer_gets_no_handshake(self, stage: Stage) -> None:
+        stage.serve(stage.backend(), limits={"connections_per_client": 1}, listen={"proxy_protocol": ["127.0.0.0/8"]})
+        assert redirected(proxied(stage, "198.51.100.7"))
+        with stage.dial() as raw:
+            raw.sendall(b"PROXY TCP4 198.51.100.7 192.0.2.1 5000 443\r\n")
+            with pytest.raises(ConnectionResetError):
+                raw.recv(1)
+
+    @pytest.mark.parametrize("header", [False, True])
+    def test_a_trusted_proxy_brings_as_many_as_it_likes(self, stage: Stage, header: bool) -> None:
+        stage.serve(
+            stage.backend(),
+            limits={"connections_per_client": 1},
+            server={"trusted_proxies": ["198.51.100.7", "127.0.0.1"]},
+            listen={"proxy_protocol": ["127.0.0.1"] if header else []},
+        )
+        proxies = [proxied(stage, "198.51.100.7") if header else stage.connect_plain() for _ in range(3)]
+        assert all(redirected(proxy) for proxy in proxies)
+        proxies[0].close()
+        stage.wait(lambda: len(stage.front.connections) == 2)
 
 
 def test_running_out_of_file_descriptors_is_said_once_and_survived(

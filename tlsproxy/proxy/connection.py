@@ -262,6 +262,10 @@ class Connection(asyncio.Protocol):
             return False
         if header is None:
             return False
+        if header.source is not None and not self._owner.connections.identify(self, header.source):
+            self._early = b""  # else its end would be taken for a failed handshake
+            self.abort()
+            return False
         self._wants_proxy_header = False
         self._early = self._early[header.size :]
         if header.source is not None:

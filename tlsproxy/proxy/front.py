@@ -66,7 +66,10 @@ class Front:
         self.write_idle = limits.write_idle
         self.proxy_networks = [ip_network(network) for network in settings.listen.proxy_protocol]
         self.connections = Connections(
-            total=limits.connections or _most_connections(), per_client=limits.connections_per_client
+            total=limits.connections or _most_connections(),
+            per_client=limits.connections_per_client,
+            senders=Trust(settings.listen.proxy_protocol),
+            shared=Trust(settings.server.trusted_proxies),
         )
         self._bundles: dict[str, tuple[Bundle, ...]] = {}  # by first host: what the contexts are made of
         self.contexts = ContextTable(
@@ -286,8 +289,7 @@ class Front:
             backend.close_idle(now)
         self.connections.look_again()
         self._access.flush()
-        for listener in self._all_listeners():
-            listener.report()
+        self.connections.report()
         self._report_handshakes()
 
     def _check_deadline(self, connection: Connection, now: float) -> None:

@@ -5,7 +5,8 @@ else. One accept per wake-up: a second one is almost always in vain, and limits 
 counted before the next. (libuv's own listener would take all there is, and gives up its socket on EMFILE.)
 
 Rules kept: running out of descriptors or memory is said once, waited out and survived; at the limit of connections the
-ones that have been idle longest are shed before a new client is turned away.
+ones that have been idle longest are shed before a new client is turned away. A proxy in front of us is no client: what
+it forwards is counted by who the PROXY header says it is from, or not at all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.connection import Accepted, client_address
+from tlsproxy.wire.forwarding import Trust
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.connection import Connection
@@ -30,18 +32,25 @@ _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _LONGEST_QUEUE: Final = 4096  # what `take_queued` accepts at most, so that a flood can't keep it from ending
 _PAUSE: Final = 0.1  # seconds without accepting after running out
 _SHED_PART: Final = 16  # one in so many connections is shed at a time: the scan is paid for many accepts
+_NOBODY: Final = Trust(())
 
 
 class Connections:
     """The client connections of a worker; counted per client address while `per_client` limits them (0 = no limit).
 
     One counts from the moment it is admitted: between the accept and its transport the loop may accept many others.
+    Peers in `senders` begin with a PROXY header; theirs count for a client once `identify` has named it. Peers in
+    `shared` speak for many clients, who can be told apart by requests alone: theirs count in the total only.
     """
 
-    def __init__(self, *, total: int, per_client: int) -> None:
+    def __init__(self, *, total: int, per_client: int, senders: Trust = _NOBODY, shared: Trust = _NOBODY) -> None:
         self._open: set[Connection] = set()
         self.total = total
         self.per_client = per_client
+        self._senders = senders
+        self._shared = shared
+        self._turned_away = 0
+        self._last_turned_away = ""
         self._clients: dict[Connection, str] = {}
         self._counts: Counter[str] = Counter()
         self._arriving = 0  # admitted, and not added yet
@@ -61,8 +70,9 @@ class Connections:
         self._arriving -= 1
         self._open.add(connection)
         self.empty.clear()
-        if self.per_client:
-            self._clients[connection] = connection.info.client
+        client = connection.info.client
+        if self._counts_at_once(client):
+            self._clients[connection] = client
 
     def discard(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -77,20 +87,54 @@ class Connections:
 
         Followed by `add`, or by `lose` if the connection did not come about.
         """
-        if self.per_client and self._counts[client] >= self.per_client:
-            return False
+        counts = self._counts_at_once(client)
+        if counts and self._counts[client] >= self.per_client:
+            return self._turn_away(client)
         if len(self._open) + self._arriving >= self.total and not self._shed():
-            return False
+            return self._turn_away(client)
         self._arriving += 1
-        if self.per_client:
+        if counts:
             self._counts[client] += 1
+        return True
+
+    def identify(self, connection: Connection, client: str) -> bool:
+        """Count a connection that was added as one of `client`, whom its PROXY header names; False: one too many."""
+        if not self.per_client or client in self._shared:
+            return True
+        if self._counts[client] >= self.per_client:
+            return self._turn_away(client)
+        self._counts[client] += 1
+        self._clients[connection] = client
         return True
 
     def lose(self, client: str) -> None:
         """A connection of `client` that was admitted was gone before it could be added."""
         self._arriving -= 1
-        if self.per_client:
+        if self._counts_at_once(client):
             self._count_out(client)
+
+    def report(self) -> None:
+        """Say how many clients were turned away since the last report; called by the tick."""
+        if self._turned_away:
+            logger.warning(
+                "connections.turned_away",
+                extra={
+                    "count": self._turned_away,
+                    "last_client": self._last_turned_away,
+                    "open": len(self._open),
+                    "limits.connections": self.total,
+                    "limits.connections_per_client": self.per_client,
+                },
+            )
+            self._turned_away = 0
+
+    def _counts_at_once(self, peer: str) -> bool:
+        return self.per_client > 0 and peer not in self._senders and peer not in self._shared
+
+    def _turn_away(self, client: str) -> bool:
+        self._turned_away += 1
+        self._last_turned_away = client
+        return False
 
     def _count_out(self, client: str) -> None:
         self._counts[client] -= 1
@@ -135,8 +179,6 @@ class Listener:
         self._pending: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._in_trouble = False
-        self._turned_away = 0
-        self._last_turned_away = ""
         sock.setblocking(False)
         loop.add_reader(sock, self._accept)
 
@@ -164,21 +206,6 @@ class Listener:
         if self._pending:
             await asyncio.wait(self._pending)
 
-    def report(self) -> None:
-        """Say how many clients were turned away since the last report; called by the tick."""
-        if self._turned_away:
-            logger.warning(
-                "connections.turned_away",
-                extra={
-                    "count": self._turned_away,
-                    "last_client": self._last_turned_away,
-                    "open": len(self._connections),
-                    "limits.connections": self._connections.total,
-                    "limits.connections_per_client": self._connections.per_client,
-                },
-            )
-            self._turned_away = 0
-
     def _accept(self) -> bool:
         """Return whether there may be more to accept."""
         try:
@@ -196,8 +223,6 @@ class Listener:
 
     def _admit(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         if not self._connections.admit(peer[0]):
-            self._turned_away += 1
-            self._last_turned_away = peer[0]
             sock.close()
             return
         task = self._loop.create_task(self._connect(sock, peer))

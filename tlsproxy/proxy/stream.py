@@ -153,6 +153,10 @@ class Registry(Protocol):
 
     def discard(self, connection: Connection, /) -> None: ...
 
+    def identify(self, connection: Connection, client: str, /) -> bool:
+        """Whether one more of `client`, whom the PROXY header names, is let in."""
+        ...
+
 
 class ConnectionOwner(Protocol):
     """What a connection needs of its worker. Durations in seconds; `handshake_timeout` runs from the accept."""
