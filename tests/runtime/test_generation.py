@@ -210,6 +210,26 @@ def test_what_one_had_adopted_moves_on_when_it_dies_too(log: Log, capfd: pytest.
     asyncio.run(scene())
 
 
+def test_a_flaw_of_ours_is_a_failed_try(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ChildProcess.start
+
+    async def fail(self: ChildProcess) -> None:
+        monkeypatch.setattr(ChildProcess, "start", start)
+        raise RuntimeError("not foreseen")
+
+    async def scene() -> None:
+        async with _generation("serve") as generation:
+            await generation.start()
+            monkeypatch.setattr(ChildProcess, "start", fail)
+            os.kill(generation.worker_pids()[0], signal.SIGKILL)
+            failed = await log.wait_for("worker.failed")
+            assert (failed["error"], bool(failed["exc_info"])) == ("not foreseen", True)
+            replaced = await log.wait_for("worker.replaced")
+            assert generation.worker_pids() == [replaced["child"]]
+
+    asyncio.run(scene())
+
+
 def test_the_certifier_is_replaced_and_the_workers_stay(log: Log) -> None:
     async def scene() -> None:
         async with _generation("serve") as generation:

@@ -122,7 +122,7 @@ class Generation:
         life.add_done_callback(self._lives.discard)
         try:
             await child.start()
-        except ChildFailed:
+        except Exception:
             child.kill()
             raise
         return child
@@ -155,10 +155,9 @@ class Generation:
             await asyncio.sleep(delay)
             try:
                 child = await self._launch(spec)
-            except ChildFailed as error:
+            except Exception as error:  # noqa: BLE001 - a keeper that ended would leave its slot empty for good
                 delay, failures = plan_replacement(failures, healthy_for=0.0)
-                extra = {"slot": spec.start.slot, "error": str(error), "retry_in": delay}
-                logger.error("%s.failed", spec.role, extra=extra)  # noqa: TRY400 - the reason is the child's
+                _log_failure(spec, error, delay)
             else:
                 self._spread()
                 logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
@@ -188,6 +187,12 @@ class Generation:
 def _time_for_children(timeout: float) -> float:
     """A little less than the whole, so that a worker cuts its last connections itself, with a goodbye."""
     return timeout - min(0.5, timeout / 10)
+
+
+def _log_failure(spec: ChildSpec, error: Exception, delay: float) -> None:
+    """ChildFailed has the child's reason; anything else is a flaw of ours, and where it came from is of use."""
+    extra = {"slot": spec.start.slot, "error": str(error) or type(error).__name__, "retry_in": delay}
+    logger.error("%s.failed", spec.role, extra=extra, exc_info=None if isinstance(error, ChildFailed) else error)
 
 
 def _log_death(child: ChildProcess, returncode: int, delay: float) -> None:
