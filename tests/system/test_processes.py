@@ -201,7 +201,7 @@ def write_config(folder: Path, authority: trustme.CA, backend: Backend) -> Calla
     (folder / "chain.pem").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
 
     def write(
-        *, key_owner: str = "", server: str = "", listen: str = "127.0.0.1:0", log: str = "", store: str = "store"
+        *, key_owner: str = "", server: str = "", listen: str = "127.0.0.1:0", log: str = "", more: str = ""
     ) -> Path:
         if key_owner:
             shutil.chown(folder / "key.pem", key_owner)
@@ -214,7 +214,7 @@ def write_config(folder: Path, authority: trustme.CA, backend: Backend) -> Calla
             workers = 2
             {server}
             [store]
-            url = "file://{folder / store}"
+            url = "file://{folder}/store"
             [log]
             format = "json"
             {log}
@@ -222,6 +222,7 @@ def write_config(folder: Path, authority: trustme.CA, backend: Backend) -> Calla
             hosts = ["localhost"]
             certificate = {{ chain = "chain.pem", key = "key.pem" }}
             backends = ["{backend.url}"]
+            {more}
         """)
         return path
 
@@ -418,10 +419,14 @@ def test_a_taken_port_is_an_error_that_names_the_holder(run: Run) -> None:
 
 
 def test_a_child_that_cannot_start_stops_everything_with_its_reason(run: Run, folder: Path) -> None:
-    (folder / "blocked").write_text("not a directory")
-    proxy = run(store="blocked", ready=False)
+    """What is seen from outside is refused before any child: here it is in a record that the certifier needs."""
+    root = folder / "store" / "certificates" / "internal-ca.json"
+    for each in (root.parent.parent, root.parent):
+        each.mkdir(mode=0o700)
+    root.write_text("{")
+    proxy = run(more='[[sites]]\nhosts = ["a.test"]\nbackends = ["127.0.0.1:1"]', ready=False)
     assert proxy.wait() == 1
-    assert str(folder / "blocked") in proxy.lines[-1]
+    assert str(root) in proxy.lines[-1]
     assert "Traceback" not in "".join(proxy.lines)
 
 
@@ -478,6 +483,13 @@ def test_started_as_root_the_children_are_somebody_else(
     assert _status(proxy.pid)["Uid"][0] == "0"
     assert proxy.get() == 200
     assert (folder / "store").stat().st_uid == log.stat().st_uid == int(nobody)
+    log.rename(folder / "access.log.1")
+    proxy.signal(signal.SIGUSR1)
+    deadline = time.monotonic() + PATIENCE
+    while not (log.exists() and log.stat().st_size):
+        assert time.monotonic() < deadline, "".join(proxy.lines)
+        assert proxy.get() == 200
+    assert not [event for event in proxy.events if event["event"] == "access_log.reopen_failed"]
     assert not [event for event in proxy.events if event["event"] == "privileges.root"]
 
 

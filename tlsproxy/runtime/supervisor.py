@@ -28,6 +28,7 @@ from tlsproxy.runtime import privileges
 from tlsproxy.runtime.control import ListenerKind, ReopenLogs, Start
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.process import ChildSpec
+from tlsproxy.runtime.rotation import LogMaker
 from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
 from tlsproxy.settings import Loaded, Settings
 
@@ -65,6 +66,7 @@ class Supervisor:
         self._listeners = listeners
         # One secret for all generations: sessions survive a worker's death and, later, a reload.
         self._ticket_secret = secrets.token_hex(TICKET_SECRET_BYTES)
+        self._log_maker = LogMaker(settings)
         self._generation = self._make_generation(1)
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -141,6 +143,7 @@ class Supervisor:
         logger.warning("proxy.reload_unavailable", extra={"hint": "restart tlsproxy to apply a new configuration"})
 
     def _on_reopen(self) -> None:
+        self._log_maker.make()
         self._generation.send_to_workers(ReopenLogs())
 
     def _on_child(self) -> None:
