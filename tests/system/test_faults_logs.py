@@ -218,7 +218,7 @@ class TestStore:
         """)
         read_only = mounted(f"mount --bind {store} {store} && mount -o remount,ro,bind {store}")
         proxy = Proxy(config, trust, before=read_only)
-        assert proxy.wait() == 1
+        assert proxy.wait() == 2
         print(proxy.lines[-1])
         assert str(store) in proxy.lines[-1]
         assert "Traceback" not in "".join(proxy.lines)
