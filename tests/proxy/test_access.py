@@ -18,6 +18,7 @@ from tests.fakes.backend import OK
 from tests.fakes.codec import request_reader
 from tests.fakes.peer import PATIENCE
 from tests.fakes.stage import Json, Stage
+from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.stream import ConnectionInfo
@@ -96,8 +97,36 @@ class TestLine:
             b"GET /%b?%b HTTP/1.1\r\nHost: a.test\r\nUser-Agent: %b\r\nReferer: %b\r\n\r\n"
             % (b"p" * 3900, b"q" * 3900, b"u" * 9000, b"r" * 9000),
         )
-        assert len(json.dumps(line)) < 25_000
-        assert line["path"].startswith("/ppp")
+        assert (line["path"], line["query"]) == ("/" + "p" * 1023, "q" * 1024)
+        assert (line["user_agent"], line["referer"]) == ("u" * 512, "r" * 512)
+
+    def test_every_line_fits_into_one_write_to_a_pipe(self, stage: Stage) -> None:
+        """Workers share stdout; a longer line could be torn by another's. Texts that need escapes are cut shorter."""
+        request = b"GET /%b?%b HTTP/1.1\r\nHost: a.test\r\nUser-Agent: %b\r\nReferer: %b\r\n\r\n"
+        line = line_of(stage, request % (b'"' * 2000, b"q" * 2000, b"\xff" * 2000, b"\xfe" * 2000))
+        [raw] = stage.log_path.read_bytes().splitlines(keepends=True)
+        assert 2000 < len(raw) <= 4096
+        assert set(line) == {*ALWAYS, "query"}
+        for name, char in {"query": "q", "user_agent": "\xff", "referer": "\xfe"}.items():
+            assert re.fullmatch(f"{char}{{50,}}", line[name])
+        assert re.fullmatch('/"{100,}', line["path"])
+
+    def test_a_shorter_line_hides_what_a_long_one_does(self, stage: Stage) -> None:
+        fields = b"User-Agent: %b\r\nReferer: https://u:c2VjcmV0@b.test/?sig=c2VjcmV0&%b\r\n\r\n"
+        request = b"GET /?token=c2VjcmV0 HTTP/1.1\r\nHost: a.test\r\n" + fields % (b"\xff" * 512, b"\xff" * 512)
+        line = line_of(stage, request)
+        assert line["query"] == "token=REDACTED"
+        assert line["referer"].startswith("https://b.test/?sig=REDACTED&\xff")
+        assert b"c2VjcmV0" not in stage.log_path.read_bytes()
+
+    def test_a_refused_request_fits_too(self, stage: Stage) -> None:
+        stage.serve(stage.backend())
+        client = stage.connect()
+        client.send(b"GET /%b HTTP/1.1\r\nHost: %b\r\nB\xff: \r\n\r\n" % (b"\xff" * 2000, b"\xff" * 2000))
+        client.message()
+        [line] = stage.log()
+        assert line["status"] == 400
+        assert len(stage.log_path.read_bytes()) <= 4096
 
 
 class TestSecrets:
@@ -166,6 +195,14 @@ class TestConsole:
         assert re.sub(r"\x1b\[(33|0)m", "", text).removesuffix("\n").isprintable()
         assert " -> -" in text
 
+    def test_a_line_ends_somewhere(self, stage: Stage) -> None:
+        stage.serve(stage.backend(), log={"format": "console"})
+        client = stage.connect_plain()
+        client.send(b"GET /%b HTTP/1.1\r\nHost: a.test\r\n\r\n" % (b"x" * 8000))
+        client.message()
+        stage.begin_drain(0).result(PATIENCE)
+        assert 1000 < len(stage.log_path.read_bytes()) < 1500
+
 
 class Collected(NoLog):
     """A sink that keeps its batches."""
@@ -215,6 +252,14 @@ def writer(path: Path) -> Iterator[LogWriter]:
         log.close()
 
 
+def drained(reader: int) -> bool:
+    """Take what is there; True at the end of a line."""
+    try:
+        return os.read(reader, 1 << 20).endswith(b"\n")
+    except BlockingIOError:
+        return False
+
+
 def wait_for(condition: object) -> None:
     limit = time.monotonic() + PATIENCE
     while not condition():  # type: ignore[operator]
@@ -230,6 +275,11 @@ class TestWriter:
             log.put("one\n")
             log.put("two\n")
         assert path.read_text() == "before\none\ntwo\n"
+
+    def test_one_that_cannot_be_opened_comes_with_advice(self, tmp_path: Path) -> None:
+        path = tmp_path / "missing" / "access.log"
+        with pytest.raises(TlsproxyError, match=r"^log\.access: cannot open .*: No such file.* Make its directory"):
+            LogWriter(str(path))
 
     def test_a_new_file_is_not_for_everybody(self, tmp_path: Path) -> None:
         path = tmp_path / "access.log"
@@ -296,6 +346,27 @@ class TestWriter:
                     time.sleep(0.001)
         os.close(reader)
         assert got == batch.encode() * (1000 - log.dropped)
+
+    def test_a_nap_of_the_reader_costs_a_quiet_proxy_nothing(self, tmp_path: Path) -> None:
+        """Little is written at each tick: what counts is how much waits, not in how many pieces."""
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        with writer(tmp_path / "pipe") as log:
+            log.put(("x" * 99 + "\n") * 1000)  # more than the pipe holds
+            for _ in range(1000):
+                log.put("line\n")
+            assert log.dropped == 0
+            got = b""
+            while got.count(b"\n") < 2000:
+                try:
+                    got += os.read(reader, 1 << 20)
+                except BlockingIOError:
+                    time.sleep(0.001)
+            for _ in range(100):  # what was written counts no longer
+                log.put("x" * 99_999 + "\n")
+                wait_for(lambda: drained(reader))
+            assert log.dropped == 0
+        os.close(reader)
 
 
 class TestTrouble:

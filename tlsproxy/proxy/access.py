@@ -5,7 +5,8 @@ formatted once); `json.dumps` of a dictionary costs four times as much. Lines ga
 256 KiB, hands them to a writer thread, so that a slow disk or a full pipe never holds a request. If the thread falls
 8 MiB behind, lines are dropped and counted.
 
-Rule kept: no credentials, no value of a query parameter named in `log.redact_query`, no body.
+Rules kept: no credentials, no value of a query parameter named in `log.redact_query`, no body; no line that is longer
+than what a pipe takes in one piece.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from json.encoder import encode_basestring_ascii as _quote
 from sys import intern
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
+
+from tlsproxy.errors import TlsproxyError
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.record import Record
@@ -31,10 +35,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCH: Final = 256 * 1024  # characters; each batch wakes the writer thread, which then competes for the GIL
-_BACKLOG: Final = 32  # batches: 8 MiB
+_BACKLOG: Final = 8 * 1024 * 1024  # characters: a quiet proxy sends small batches, and many of them are little
 _PIPE_ATOM: Final = 4096  # POSIX PIPE_BUF: several workers share one pipe, and longer writes could interleave
 _LONGEST_PATH: Final = 1024
 _LONGEST_TEXT: Final = 512
+_LONGEST_HOST: Final = 255
+_LONGEST_METHOD: Final = 32
+_ROOMS: Final = (800, 500, 200)  # for each text of a line that was too long; the first that does
 
 _QUOTED_REMEMBERED: Final = 2048
 
@@ -82,56 +89,85 @@ class AccessLog:
             self._size = 0
 
     def _json_line(self, exchange: Record) -> str:
-        head, info, backend, forward = exchange.head, exchange.info, exchange.backend, exchange.forward
+        head = exchange.head
+        path, mark, query = head.target.partition(b"?")
+        line = self._compose(
+            exchange,
+            head.log_part or self._describe_head(head),
+            _quote(path[:_LONGEST_PATH].decode("latin-1")),
+            _quote(self.redact(query)[:_LONGEST_PATH].decode("latin-1")) if mark else "",
+            _quote(exchange.error) if exchange.error else "",
+        )
+        return line if len(line) <= _PIPE_ATOM else self._shorter_line(exchange)
+
+    def _shorter_line(self, exchange: Record) -> str:
+        """The line again with less of each text: an escape takes up to six characters for one byte."""
+        head = exchange.head
+        path, mark, query = head.target.partition(b"?")
+        line = ""
+        for room in _ROOMS:
+            quote = partial(_fit, room=room)
+            line = self._compose(
+                exchange,
+                self._head_part(head, quote),
+                quote(path),
+                quote(self.redact(query)) if mark else "",
+                quote(exchange.error.encode("latin-1", "replace")) if exchange.error else "",
+            )
+            if len(line) <= _PIPE_ATOM:
+                break
+        return line
+
+    def _compose(self, exchange: Record, head_part: str, path: str, query: str, error: str) -> str:
+        info, backend, forward = exchange.info, exchange.backend, exchange.forward
         started = exchange.started_at
         second = int(started)
         stamp = self._stamp if second == self._second else self._new_stamp(second)
-        path, mark, query = head.target.partition(b"?")
         return (
             f'{{"ts":"{stamp}{int((started - second) * 1000):03d}Z","client":"{exchange.client}",'
-            f"{head.log_part or self._describe_head(head)}"
-            f'"path":{_quote(path[:_LONGEST_PATH].decode("latin-1"))},{self._query_part(query) if mark else ""}'
+            f'{head_part}"path":{path},{_query_part(query) if query else ""}'
             f'"status":{exchange.status},"bytes_in":{exchange.bytes_in},"bytes_out":{exchange.bytes_out},'
             f'"duration_ms":{(exchange.ended - exchange.started) * 1000:.3f},'
             f'"backend":{backend.quoted if backend is not None else "null"},'
             f'"backend_ms":{f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null"},'
             f'"reused":{"true" if exchange.reused else "false"},"retries":{exchange.retries},'
             f'{info.log_part or _describe(info)}"request_id":"{exchange.request_id.decode()}",'
-            f"{_error_part(exchange.error) if exchange.error else ''}"
+            f"{_error_part(error) if error else ''}"
             f"{forward.quoted if forward is not None else _site_part(exchange)}}}\n"
         )
 
     def _describe_head(self, head: RequestHead) -> str:
         """The part of a line that follows from the fields; a repeated head brings it along."""
-        quoted = self._quoted
-        head.log_part = (
-            f'"method":{quoted[head.method]},"host":{_quote(head.host)},'
-            f'"http":"{"1.1" if head.version == 11 else "1.0"}",'
-            f'"user_agent":{quoted[head.user_agent] if head.user_agent else "null"},'
-            f'"referer":{self._referer(head.referer) if head.referer else "null"},'
-        )
+        head.log_part = self._head_part(head, self._quoted.__getitem__)
         return head.log_part
 
-    def _query_part(self, query: bytes) -> str:
-        return f'"query":{_quote(self.redact(query)[:_LONGEST_PATH].decode("latin-1"))},'
+    def _head_part(self, head: RequestHead, quote: Callable[[bytes], str]) -> str:
+        return (
+            f'"method":{quote(head.method)},"host":{quote(head.host.encode("latin-1", "replace"))},'
+            f'"http":"{"1.1" if head.version == 11 else "1.0"}",'
+            f'"user_agent":{quote(head.user_agent) if head.user_agent else "null"},'
+            f'"referer":{quote(self._without_secrets(head.referer)) if head.referer else "null"},'
+        )
 
-    def _referer(self, referer: bytes) -> str:
+    def _without_secrets(self, referer: bytes) -> bytes:
         """A page's address may carry secrets as well: in its query, or before its host."""
         page, mark, query = referer.partition(b"?")
         if b"@" in page:
             scheme, separator, rest = page.partition(b"://")
             page = scheme + separator + rest.rpartition(b"@")[2]
-        return self._quoted[page + mark + self.redact(query)]
+        return page + mark + self.redact(query)
 
     def _console_line(self, exchange: Record) -> str:
         head = exchange.head
         clock = time.strftime("%H:%M:%S", time.localtime(exchange.started_at))
         color = "32" if exchange.status < 400 else "33" if exchange.status < 500 else "31"
         took = (exchange.ended - exchange.started) * 1000
-        where = f"{head.host}{head.path.decode('latin-1')}"
+        where = f"{head.host[:_LONGEST_HOST]}{head.path[:_LONGEST_PATH].decode('latin-1')}"
         backend = exchange.backend.url if exchange.backend is not None else "-"
-        error = f"  {exchange.error}" if exchange.error else ""
-        text = f"{head.method.decode():<7} {where}  {took:.1f} ms  {exchange.client} -> {backend}{error}"
+        error = f"  {exchange.error[:_LONGEST_TEXT]}" if exchange.error else ""
+        text = (
+            f"{head.method[:_LONGEST_METHOD].decode():<7} {where}  {took:.1f} ms  {exchange.client} -> {backend}{error}"
+        )
         return f"{clock} \x1b[{color}m{exchange.status}\x1b[0m {_printable(text)}\n"
 
     def _new_stamp(self, second: int) -> str:
@@ -167,8 +203,20 @@ def _describe(info: ConnectionInfo) -> str:
     return info.log_part
 
 
+def _query_part(query: str) -> str:
+    return f'"query":{query},'
+
+
 def _error_part(error: str) -> str:
-    return f'"error":{_quote(error)},'
+    return f'"error":{error},'
+
+
+def _fit(value: bytes, room: int) -> str:
+    """As much of `value` as a JSON string of at most `room` characters holds."""
+    text = value[:room].decode("latin-1")
+    while len(quoted := _quote(text)) > room:
+        text = text[: len(text) * room // len(quoted)]
+    return quoted
 
 
 def _site_part(exchange: Record) -> str:
@@ -192,7 +240,10 @@ class LogWriter:
         self._reopen = threading.Event()
         self._in_trouble = False
         self.dropped = 0
-        self._descriptor = self._open()
+        # Characters, each counted by one thread alone: what the first is ahead by is waiting.
+        self._given = 0
+        self._done = 0
+        self._descriptor = self._open_first()
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -202,9 +253,10 @@ class LogWriter:
 
     def put(self, batch: str) -> None:
         """Queue a batch of whole lines; dropped if the thread is too far behind."""
-        if self._batches.qsize() >= _BACKLOG:
+        if self._given - self._done + len(batch) > _BACKLOG:
             self._drop("the writer is 8 MiB behind")
             return
+        self._given += len(batch)
         self._batches.put(batch)
 
     def reopen(self) -> None:
@@ -217,6 +269,15 @@ class LogWriter:
         self._thread.join(timeout)
         if not self._thread.is_alive() and self._destination != "-":
             os.close(self._descriptor)
+
+    def _open_first(self) -> int:
+        try:
+            return self._open()
+        except OSError as error:
+            raise TlsproxyError(
+                f"log.access: cannot open {self._destination}: {error.strerror or error}. Make its directory, let "
+                'server.user write there, or choose another place ("-" is stdout).'
+            ) from None
 
     def _open(self) -> int:
         if self._destination == "-":
@@ -233,6 +294,7 @@ class LogWriter:
                 self._in_trouble = False
             except OSError as error:
                 self._drop(error.strerror or str(error))
+            self._done += len(batch)
 
     def _open_again(self) -> None:
         try:
