@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 
 _PIPELINE: Final = 64 * 1024
 _QUIET_BEFORE_CLOSE: Final = 1.0  # seconds a draining worker lets an idle connection send one more request
-# RFC 9110 renamed three of them; Python 3.11 still has the old names.
-_RENAMED: Final = {413: b"Content Too Large", 414: b"URI Too Long", 422: b"Unprocessable Content"}
+_RENAMED: Final = {  # by RFC 9110; Python 3.11 still has the old names
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    416: b"Range Not Satisfiable",
+    422: b"Unprocessable Content",
+}
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus} | _RENAMED
 _CONNECTION_CLOSE: Final = (b"Connection", b"close")
 _CONNECTION_KEEP_ALIVE: Final = (b"Connection", b"keep-alive")
