@@ -60,6 +60,7 @@ issued = cache(issue)
 class Stage:
     """Use as a context; `serve` starts the Front."""
 
+    address = "127.0.0.1"  # of the Front; may be changed before `serve`
     front: Front
     port: int
     http_port: int
@@ -101,7 +102,8 @@ class Stage:
         **sections: Mapping[str, Any],
     ) -> Front:
         """Start a Front with one site a.test whose one route has these backends, or with `sites`."""
-        https, http = (socket.create_server(("127.0.0.1", 0), backlog=1024) for _ in range(2))
+        self._family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        https, http = (socket.create_server((self.address, 0), family=self._family, backlog=1024) for _ in range(2))
         self.listeners = (https, http)
         self.port, self.http_port = https.getsockname()[1], http.getsockname()[1]
         urls = [backend.url for backend in backends]
@@ -194,14 +196,14 @@ class Stage:
             assert time.monotonic() < limit, lines
 
     def _dial(self, port: int, receive_buffer: int, source: str = "") -> socket.socket:
-        sock = socket.socket()
+        sock = socket.socket(self._family)
         sock.settimeout(PATIENCE)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
             if source:
                 sock.bind((source, 0))
-            sock.connect(("127.0.0.1", port))
+            sock.connect((self.address, port))
         except OSError:
             sock.close()
             raise

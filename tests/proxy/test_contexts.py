@@ -64,6 +64,27 @@ class TestChoose:
         assert len(list(descriptors.iterdir())) == before
 
 
+class TestAddresses:
+    """`https://127.0.0.1/`: such a client names nobody, so what it called decides."""
+
+    SITES = (SiteTls(("10.0.0.1",), A.bundles), SiteTls(("::1",), MTLS.bundles, MTLS.client_ca_pem, "request"))
+
+    def test_an_address_is_asked_for_without_a_name(self) -> None:
+        table = ContextTable([A, *self.SITES], default_host="a.test")
+        assert table.choose(hello(None), "10.0.0.1") is not chosen(table, "a.test")
+        assert table.choose(hello(None), "10.0.0.2") is chosen(table, "a.test")
+        assert table.choose(hello("a.test"), "10.0.0.1") is chosen(table, "a.test")
+        assert ContextTable(self.SITES).choose(hello(None), "10.0.0.2") is None
+
+    def test_the_site_of_the_address_may_use_the_connection_and_no_other(self) -> None:
+        table = ContextTable(self.SITES)
+        policy = table.policy_for("::1")
+        assert policy is not None
+        assert table.may_serve(policy, "::1", "::1")
+        assert not table.may_serve(policy, "::1", "10.0.0.1")
+        assert not table.may_serve(policy, "", "::1")
+
+
 class TestReplace:
     def test_new_connections_get_the_new_certificate_and_old_ones_stay(self) -> None:
         with EchoWorker([A]) as worker, tls_client(worker, context=client_context(AUTHORITY)) as old:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes.backend import OK
 from tests.fakes.peer import Message
-from tests.fakes.stage import Json, Stage, issue
+from tests.fakes.stage import Json, Stage, client_context, issue
 from tests.store.pki import Issued, replace, write_pair
 from tests.store.pki import issue as self_issue
 
@@ -161,6 +161,57 @@ class TestSites:
         client.send(GET.replace(b"/", b"/public/%2e%2e/private", 1))
         assert client.message().status == 400
         assert not backend.is_called(0)
+
+
+class TestSitesNamedByAddress:
+    """Clients send no server name for them (RFC 6066 3)."""
+
+    CASES = (("127.0.0.1", "127.0.0.1", b"127.0.0.1"), ("::1", "::1", b"[::1]"), ("::1", "[0::1]", b"[0:0::1]"))
+
+    @pytest.mark.parametrize(("address", "site", "host"), CASES)
+    def test_are_served(self, stage: Stage, address: str, site: str, host: bytes) -> None:
+        backend = stage.backend()
+        stage.address = address
+        stage.serve(sites=[{"hosts": [name], "backends": [backend.url]} for name in ("a.test", site)])
+        client = stage.connect(address)
+        upstream = None
+        for name in (host, b"a.test"):
+            client.send(b"GET / HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % (name, stage.port))
+            upstream = upstream or backend.accept()
+            assert upstream.message().get("host") == b"%b:%d" % (name, stage.port)
+            upstream.send(OK)
+            assert client.message().body == b"ok"
+        assert not stage.log(2)[0]["sni"]
+
+    @pytest.mark.parametrize(("address", "site", "host"), CASES)
+    def test_their_connections_are_theirs_alone_if_clients_show_certificates(
+        self, stage: Stage, tmp_path: Path, address: str, site: str, host: bytes
+    ) -> None:
+        (tmp_path / "clients.pem").write_bytes(self_issue(cn="clients", ca=True).pem)
+        rules = {"client_auth": "request", "client_ca": str(tmp_path / "clients.pem")}
+        backend = stage.backend()
+        stage.address = address
+        stage.serve(sites=[{"hosts": [name], "backends": [backend.url], **rules} for name in ("a.test", site)])
+        client = stage.connect(address)
+        client.send(GET)
+        assert client.message().status == 421
+        client.send(GET.replace(b"a.test", host))
+        assert backend.accept().message().get("host") == host
+
+    def test_the_address_that_a_balancer_names_counts(self, stage: Stage) -> None:
+        stage.serve(
+            sites=[{"hosts": ["192.0.2.1"], "backends": ["http://127.0.0.1:9"]}],
+            listen={"proxy_protocol": ["127.0.0.0/8"]},
+        )
+        with stage.dial() as raw:
+            raw.sendall(b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 443\r\n")
+            with client_context().wrap_socket(raw, server_hostname="192.0.2.1") as client:
+                assert client.getpeercert()["subjectAltName"] == (("IP Address", "192.0.2.1"),)  # type: ignore[index]
+
+    def test_an_address_that_is_no_site_is_the_default_s_or_nobody_s(self, stage: Stage) -> None:
+        stage.serve(sites=[{"hosts": ["127.0.0.2"], "backends": ["http://127.0.0.1:9"]}])
+        with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
+            stage.connect("127.0.0.1")
 
 
 class TestRedirect:

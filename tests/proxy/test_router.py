@@ -171,3 +171,10 @@ class TestRedirect:
         outcome = decide(head_of(b"*", method=b"OPTIONS"), info("http"))
         assert isinstance(outcome, Redirect)
         assert outcome.location == b"https://a.test/"
+
+    @pytest.mark.parametrize("host", [b"[::1]", b"[::1]:80", b"[0:0::0:1]:80"])
+    def test_an_address_keeps_its_brackets(self, host: bytes) -> None:
+        router = Router([Site(["::1"], [route("/")])], may_share=lambda _info, _host: True, https_port=8443)
+        outcome = router.decide(head_of(host=host), info("http"))
+        assert isinstance(outcome, Redirect)
+        assert outcome.location == b"https://[::1]:8443/"

@@ -166,7 +166,7 @@ class TestRefusals:
 
     def test_a_failing_choice_fails_closed(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(ContextTable):
-            def choose(self, hello: ClientHello) -> ServerContext | None:
+            def choose(self, hello: ClientHello, address: str = "") -> ServerContext | None:
                 raise RuntimeError("no")
 
         with EchoWorker(contexts=Broken([SITE])) as worker:

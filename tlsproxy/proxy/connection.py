@@ -271,6 +271,7 @@ class Connection(asyncio.Protocol):
         if header.source is not None:
             self.info.client, self.info.client_port = header.source, header.source_port
             self.info.server_port = header.destination_port
+            self.info.address = header.destination or ""
         return bool(self._early)
 
     def _open(self) -> None:

@@ -124,9 +124,13 @@ class ContextTable:
         built = sum(entry.context is not None for entry in entries)
         return f"<ContextTable {len(entries)} sites, {built} built>"
 
-    def choose(self, hello: ClientHello) -> ServerContext | None:
-        """Exact name, else wildcard, else the default site; None = refuse. Raises CertificateError if unusable."""
-        entry = (self._find(hello.server_name) if hello.server_name else None) or self._default
+    def choose(self, hello: ClientHello, address: str = "") -> ServerContext | None:
+        """Exact name, else wildcard, else the default site; None = refuse. Raises CertificateError if unusable.
+
+        `address` is where a client called that sent no name: clients send none for an address (RFC 6066 3).
+        """
+        name = hello.server_name or address
+        entry = (self._find(name) if name else None) or self._default
         if entry is None or not entry.site.bundles:
             return None
         if entry.context is None:
@@ -140,7 +144,9 @@ class ContextTable:
         return None if entry is None else entry.policy
 
     def may_serve(self, policy: TlsPolicy, sni: str, host: str) -> bool:
-        """Tell whether a request for `host` may come over a connection made under `policy` for the name `sni`.
+        """Tell whether a request for `host` may come over a connection made under `policy` for `sni`.
+
+        `sni` is what the site was chosen by: the client's name, else the address that it called.
 
         To be asked only when they differ (RFC 9110 7.4, 421). Within one site they may; between sites only if the
         rules are the same and nobody's client certificate is involved.

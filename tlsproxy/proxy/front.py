@@ -276,7 +276,7 @@ class Front:
         return bundles
 
     def _may_share(self, info: ConnectionInfo, host: str) -> bool:
-        return info.policy is not None and self.contexts.may_serve(info.policy, info.sni, host)
+        return info.policy is not None and self.contexts.may_serve(info.policy, info.sni or info.address, host)
 
     # --- the tick -----------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,8 @@ class Router:
 
     def _location(self, head: RequestHead) -> bytes:
         path = head.target if head.target[:1] == b"/" else b"/"
-        return b"https://%b%b%b" % (head.host.encode(), self._redirect_port, path)
+        host = f"[{head.host}]" if ":" in head.host else head.host
+        return b"https://%b%b%b" % (host.encode(), self._redirect_port, path)
 
 
 def has_dot_segments(path: bytes) -> bool:

@@ -26,10 +26,12 @@ class ConnectionInfo:
     """Who the client is and what was negotiated with it. Complete when the driver is made, not edited afterwards.
 
     `client` and `client_port` are the socket's peer, or what a trusted PROXY header said. The TLS fields are empty
-    (`""`, False, None) on a plain connection; `sni` is lower case without a trailing dot.
+    (`""`, False, None) on a plain connection; `sni` is lower case without a trailing dot. `address` is the one of ours
+    that the client called, "" where nobody had to know.
     """
 
     __slots__ = (
+        "address",
         "alpn",
         "cipher",
         "client",
@@ -52,6 +54,7 @@ class ConnectionInfo:
         self.tls = ""
         self.cipher = ""
         self.sni = ""
+        self.address = ""
         self.alpn = ""
         self.resumed = False
         self.policy: TlsPolicy | None = None

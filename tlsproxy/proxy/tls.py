@@ -14,7 +14,7 @@ from contextlib import suppress
 from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
-from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Accepted, Connection, logger
+from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Accepted, Connection, client_address, logger
 from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
@@ -179,7 +179,7 @@ class TlsConnection(Connection):
     def _choose(self, hello: ClientHello) -> None:
         name = hello.server_name or ""
         try:
-            chosen = self._owner.contexts.choose(hello)
+            chosen = self._owner.contexts.choose(hello, "" if name else self._find_address())
         except Exception:  # noqa: BLE001 - fail closed, whatever it is
             logger.exception("tls.choose_failed", extra={"client": self.info.client, "sni": name})
             self._refuse(INTERNAL_ERROR, "no usable certificate", name)
@@ -193,6 +193,12 @@ class TlsConnection(Connection):
         self.info.sni = name
         self._wrap(chosen)
         self._handshake()
+
+    def _find_address(self) -> str:
+        """Where the client called. Asked for only when it gave no name; a PROXY header may have said it already."""
+        if not self.info.address and self._accepted is not None:
+            self.info.address = client_address(self._accepted.sock.getsockname())[0].partition("%")[0]
+        return self.info.address
 
     def _wrap(self, chosen: ServerContext) -> None:
         self.info.policy = chosen.policy

@@ -141,18 +141,20 @@ HOSTS: Final = _Hosts()
 
 
 def _parse_host(value: bytes) -> tuple[str, bytes]:
-    """`name[:port]` or `[v6][:port]`; the name in lower case without a final dot (RFC 9110 7.2, RFC 3986 3.2.2)."""
+    """`name[:port]` or `[v6][:port]` (RFC 9110 7.2, RFC 3986 3.2.2); the name as sites are named in the settings.
+
+    That is lower case without a final dot, and for IPv6 the canonical text (RFC 5952) without brackets.
+    """
     if value[:1] == b"[":
-        literal, bracket, port = value.partition(b"]")
-        name = literal + bracket
-        good = _is_ipv6(literal[1:]) and bool(bracket)
+        literal, bracket, port = value[1:].partition(b"]")
+        name = _canonical_ipv6(literal) if bracket else ""
     else:
-        name, colon, port = value.partition(b":")
+        text, colon, port = value.partition(b":")
         port = colon + port
-        good = _is_name(name)
-    if not good or (port and not (port[:1] == b":" and is_port(port[1:]))):
+        name = text.lower().removesuffix(b".").decode("ascii") if _is_name(text) else ""
+    if not name or (port and not (port[:1] == b":" and is_port(port[1:]))):
         raise ProtocolError(400, "The Host field is not a host name with an optional port.")
-    return name.lower().removesuffix(b".").decode("ascii"), port[1:]
+    return name, port[1:]
 
 
 def _is_name(name: bytes) -> bool:
@@ -162,14 +164,14 @@ def _is_name(name: bytes) -> bool:
     return all(name.removesuffix(b".").split(b"."))
 
 
-def _is_ipv6(literal: bytes) -> bool:
+def _canonical_ipv6(literal: bytes) -> str:
+    """The canonical text of an IPv6 address, "" for what is none."""
     if literal.translate(None, _HEX + b":."):
-        return False
+        return ""
     try:
-        IPv6Address(literal.decode("ascii"))
+        return str(IPv6Address(literal.decode("ascii")))
     except ValueError:
-        return False
-    return True
+        return ""
 
 
 def is_port(port: bytes) -> bool:
