@@ -116,7 +116,8 @@ class TestBytes:
     def test_a_hello_may_come_in_many_records(self, worker: EchoWorker) -> None:
         message = first_flight()[5:]
         with connect(worker) as raw:
-            raw.sendall(b"".join(b"\x16\x03\x01\x00\x01" + message[i : i + 1] for i in range(len(message))))
+            pieces = [message[start : start + 50] for start in range(0, len(message), 50)]
+            raw.sendall(b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2) + piece for piece in pieces))
             header = read_exactly(raw, 6)
             assert (header[0], header[5]) == (22, 2)  # a ServerHello
 

@@ -10,6 +10,7 @@ from tlsproxy.wire.clienthello import (
     DECODE_ERROR,
     ILLEGAL_PARAMETER,
     MAX_HELLO,
+    MAX_RECORDS,
     PROTOCOL_VERSION,
     RECORD_OVERFLOW,
     UNEXPECTED_MESSAGE,
@@ -79,12 +80,12 @@ def test_a_hello_without_extensions_is_complete() -> None:
     assert parse_client_hello(hello_of(None)) == ClientHello(None, (), (0x0303,))
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 100, 516])
+@pytest.mark.parametrize("size", [-(-len(HELLO[5:]) // MAX_RECORDS), 100, 516])
 def test_fragments_over_many_records(size: int) -> None:
     assert parse_client_hello(records(HELLO[5:], size)) == FULL
 
 
-@pytest.mark.parametrize("size", [1, 7, MAX_HELLO])
+@pytest.mark.parametrize("size", [11, 100, MAX_HELLO])
 def test_every_truncation_needs_more(size: int) -> None:
     data = records(HELLO[5:], size)
     for length in range(len(data)):
@@ -108,9 +109,13 @@ def test_too_long_is_refused_from_its_header_on() -> None:
         parse_client_hello(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff")
 
 
-def test_endless_small_records_are_refused() -> None:
-    with pytest.raises(ClientHelloError):
-        parse_client_hello(records(b"\x01\x00\x3f\x00" + bytes(2000), 1))
+@pytest.mark.parametrize("size", [1, 7])
+def test_endless_small_records_are_refused(size: int) -> None:
+    data = records(HELLO[5:], size)
+    assert parse_client_hello(data[: (MAX_RECORDS - 1) * (5 + size)]) is None
+    with pytest.raises(ClientHelloError) as refused:
+        parse_client_hello(data[: MAX_RECORDS * (5 + size)])
+    assert refused.value.alert == ILLEGAL_PARAMETER
 
 
 def test_grease_is_passed_over() -> None:

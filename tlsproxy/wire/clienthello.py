@@ -16,9 +16,9 @@ from struct import Struct, unpack
 from typing import Final
 
 MAX_HELLO: Final = 16_384
-# One record per byte is legal. 1 024 records let an ordinary hello come so, and bound the work of walking them again
-# with every segment that arrives.
-MAX_RECORDS: Final = 1_024
+# One record per byte is legal, and nobody's client does it. All records are walked again with every segment that
+# arrives, so their number is what a client that dribbles can make us work.
+MAX_RECORDS: Final = 64
 
 # RFC 8446 6: alert descriptions
 UNEXPECTED_MESSAGE: Final = 10
