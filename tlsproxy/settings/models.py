@@ -99,7 +99,23 @@ class Log(Section):
     )
     access: str = Field(default="-", description='Access log: "-" is stdout, a file, or "off".')
     redact_query: fields.Texts = Field(
-        default=("token", "access_token", "code", "password", "secret", "api_key", "key", "signature", "sig"),
+        default=(
+            "token",
+            "access_token",
+            "id_token",
+            "refresh_token",
+            "code",
+            "password",
+            "secret",
+            "client_secret",
+            "api_key",
+            "key",
+            "jwt",
+            "signature",
+            "sig",
+            "x-amz-signature",
+            "x-amz-security-token",
+        ),
         description="Query parameters whose values never reach the access log.",
     )
 
