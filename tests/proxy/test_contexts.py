@@ -175,6 +175,20 @@ class TestContext:
                 with tls_client(worker, context=context) as client:
                     assert client.cipher()[0] == f"ECDHE-{kind}-AES128-GCM-SHA256"  # type: ignore[index]
 
+    @pytest.mark.parametrize(
+        ("offered", "taken"),
+        [
+            ("CHACHA20-POLY1305 AES128-GCM-SHA256", "CHACHA20-POLY1305"),
+            ("AES256-GCM-SHA384 AES128-GCM-SHA256", "AES128-GCM-SHA256"),
+            ("AES128-GCM-SHA256 CHACHA20-POLY1305", "AES128-GCM-SHA256"),
+        ],
+    )
+    def test_the_order_is_ours_but_chacha_is_for_who_puts_it_first(self, offered: str, taken: str) -> None:
+        context = client_context(AUTHORITY, "1.2")
+        context.set_ciphers(":".join(f"ECDHE-ECDSA-{name}" for name in offered.split()))
+        with EchoWorker([A]) as worker, tls_client(worker, context=context) as client:
+            assert client.cipher()[0] == f"ECDHE-ECDSA-{taken}"  # type: ignore[index]
+
     def test_client_auth_without_a_ca_is_an_error(self) -> None:
         with pytest.raises(CertificateError, match="client_auth needs client_ca"):
             ContextTable([replace(MTLS, client_ca_pem=None)]).choose(hello("m.test"))
