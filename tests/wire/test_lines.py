@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tlsproxy.wire.answers import STATUS_LINES
 from tlsproxy.wire.fields import REQUEST_KIND, Kind
 from tlsproxy.wire.grammar import TOKEN
 from tlsproxy.wire.lines import FieldLines, parse_field_line
@@ -43,8 +44,10 @@ def test_a_line_is_a_token_a_colon_and_text_or_refused(line: bytes) -> None:
 def test_only_good_short_lines_without_secrets_are_remembered() -> None:
     lines = FieldLines(REQUEST_KIND)
     assert lines[b"Accept: */*"] == (Kind.PLAIN, (b"Accept", b"*/*"))
-    for line in (b"Cookie: a=b", b"Authorization: x", b"X-Api-Key: x", b"X-Long: " + b"y" * 300):
+    secrets = [b"Cookie", b"Authorization", b"X-Api-Key", b"Content-Location", b"X-Amzn-Oidc-JWT", b"SAML-Assertion"]
+    for line in (b"X-Long: " + b"y" * 300, b"Client-Credential: x", *(name + b": x" for name in secrets)):
         assert lines[line][0] is Kind.PLAIN
+    assert lines[b"Referer: https://a.test/?code=1"][0] is Kind.NOTED
     with pytest.raises(ProtocolError):
         lines[b"A : b"]
     assert list(lines) == [b"Accept: */*"]
@@ -57,6 +60,17 @@ def test_memory_is_bounded() -> None:
         assert len(lines) <= 4096
 
 
+def test_names_are_learnt_however_many_came_before() -> None:
+    """Somebody who sends thousands of names must not make all later ones dear."""
+    lines = FieldLines(REQUEST_KIND)
+    for number in range(5000):
+        assert lines[b"X-%d: y" % number][1] == (b"X-%d" % number, b"y")
+    for memory in (lines, lines._good_names, lines._secret):
+        assert len(memory) <= 4096
+    assert b"X-4999" in lines._good_names
+    assert b"X-4999" in lines._secret
+
+
 @pytest.mark.parametrize(
     "line", [b"Accept", b"Accept ", b"Accept : x", b"Accept\t: x", b" Accept: x", b"Accept: a\x00b"]
 )
@@ -65,3 +79,14 @@ def test_a_known_name_excuses_nothing(line: bytes) -> None:
     assert lines[b"Accept: text/html"][1] == (b"Accept", b"text/html")
     with pytest.raises(ProtocolError):
         lines[line]
+
+
+def test_status_lines_are_remembered_if_short_and_not_for_ever() -> None:
+    memory = type(STATUS_LINES)()
+    long = b"HTTP/1.1 500 " + b"x" * 200
+    assert memory[long] == (500, b"x" * 200, 11)
+    assert not memory
+    for number in range(1000):
+        assert memory[b"HTTP/1.1 200 %d" % number] == (200, b"%d" % number, 11)
+        assert len(memory) <= 256
+    assert b"HTTP/1.1 200 999" in memory

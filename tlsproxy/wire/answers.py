@@ -18,6 +18,7 @@ from tlsproxy.wire.messages import Framing, ProtocolError, ResponseHead
 _ANSWER_HEADER_SIZE: Final = 64 * 1024  # bytes; frameworks set large cookies and policies, nobody needs more
 _ANSWER_HEADER_COUNT: Final = 256
 _STATUS_LINES_REMEMBERED: Final = 256
+_LONGEST_STATUS_LINE: Final = 128  # of those remembered; some back ends put an error's text into the reason
 _LONGEST_REPEATED: Final = 4096  # bytes a connection holds to recognise a head it has seen before
 # A global costs a third of looking a member up on its Enum, and the loops over fields compare often.
 _PLAIN: Final = Kind.PLAIN
@@ -171,7 +172,9 @@ class _StatusLines(dict[bytes, tuple[int, bytes, int]]):
 
     def __missing__(self, line: bytes) -> tuple[int, bytes, int]:
         parsed = parse_status_line(line)
-        if len(self) < _STATUS_LINES_REMEMBERED:
+        if len(line) <= _LONGEST_STATUS_LINE:
+            if len(self) >= _STATUS_LINES_REMEMBERED:
+                self.clear()
             self[line] = parsed
         return parsed
 

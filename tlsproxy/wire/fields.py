@@ -85,27 +85,36 @@ _FORBIDDEN_TRAILERS: Final[frozenset[bytes]] = frozenset(
     }
 )  # fmt: skip
 
-# Names come from clients, so the memory of verdicts is bounded; a flood of new names only costs the look-ups again.
+# Names come from clients, so the memory of verdicts is bounded, and emptied when full: a flood costs look-ups only.
 _MEMORY: Final = 4096
 _LONGEST_REMEMBERED_NAME: Final = 64
 
 
 class Classifier(dict[bytes, Kind]):
-    """A dictionary from a field name as it came in to its kind; a name seen for the first time is judged on access."""
+    """A dictionary from a field name as it came in to its kind; a name seen for the first time is judged on access.
 
-    __slots__ = ("_known",)
+    `to_backend`: names that a back end could take for others, or believe, are not PLAIN. Towards clients they are: an
+    answer's `X-Forwarded-*` or `Some_Name` is the application's own affair.
+    """
 
-    def __init__(self, known: dict[bytes, Kind]) -> None:
+    __slots__ = ("_known", "_to_backend")
+
+    def __init__(self, known: dict[bytes, Kind], *, to_backend: bool) -> None:
         super().__init__()
         self._known = known
+        self._to_backend = to_backend
 
     def __missing__(self, name: bytes) -> Kind:
         kind = self._judge(name.lower())
-        if len(self) < _MEMORY and len(name) <= _LONGEST_REMEMBERED_NAME:
+        if len(name) <= _LONGEST_REMEMBERED_NAME:
+            if len(self) >= _MEMORY:
+                self.clear()
             self[name] = kind
         return kind
 
     def _judge(self, name: bytes) -> Kind:
+        if not self._to_backend:
+            return self._known.get(name, Kind.PLAIN)
         if b"_" in name:
             return Kind.HOP  # WSGI, CGI and some ASGI servers read X_Forwarded_For as X-Forwarded-For
         if b"." in name and self._is_known(name.replace(b".", b"-")):
@@ -119,8 +128,8 @@ class Classifier(dict[bytes, Kind]):
 
 
 NO_NAMES: Final[frozenset[bytes]] = frozenset()
-REQUEST_KIND: Final = Classifier(_REQUEST_KINDS)
-RESPONSE_KIND: Final = Classifier({**_RESPONSE_KINDS})
+REQUEST_KIND: Final = Classifier(_REQUEST_KINDS, to_backend=True)
+RESPONSE_KIND: Final = Classifier(_RESPONSE_KINDS, to_backend=False)
 
 
 def connection_names(value: bytes) -> list[bytes]:

@@ -25,6 +25,7 @@ _TARGET_BYTES: Final = bytes(byte for byte in range(0x21, 0x7F) if byte != 0x23)
 _NAME_BYTES: Final = b"-._0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LONGEST_NAME: Final = 254  # with the final dot
 _HOSTS_REMEMBERED: Final = 1024
+_AUTHORITY_END: Final = re.compile(rb"[/?#]")  # RFC 3986 3.2
 _LONGEST_NUMBER: Final = 18  # decimal digits of a Content-Length: below 2**63
 _LONGEST_CHUNK_SIZE: Final = 15  # hexadecimal digits
 _CHUNK_EXTENSIONS: Final = re.compile(  # RFC 9112 7.1.1 without the "bad" white space; off the ordinary path
@@ -128,12 +129,13 @@ def _parse_absolute_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 class _Hosts(dict[bytes, tuple[str, bytes]]):
-    """Host values as they came in -> (name that routes, port or b""). Judged once; bounded: clients choose them."""
+    """Host values as they came in -> (name that routes, port or b""). Judged once; bounded, and emptied when full."""
 
     def __missing__(self, value: bytes) -> tuple[str, bytes]:
         judged = _parse_host(value)
-        if len(self) < _HOSTS_REMEMBERED:
-            self[value] = judged
+        if len(self) >= _HOSTS_REMEMBERED:
+            self.clear()
+        self[value] = judged
         return judged
 
 
@@ -242,10 +244,25 @@ def target_too_long(limit: int) -> ProtocolError:
 
 
 def salvage(head: bytes) -> tuple[bytes, bytes, bytes]:
-    """Method, target and Host of a head that was refused, for the log alone; b"" for what can't be told."""
-    line, _, rest = head.partition(b"\r\n")
+    """Method, target and Host of a head that was refused, for the log alone; b"" for what can't be told.
+
+    Without user information: a password in a URL may be why it was refused.
+    """
+    line, end, rest = head.partition(b"\r\n")
     parts = line.split(b" ")
     if len(parts) < 2 or not parts[0] or len(parts[0]) > 32 or parts[0].translate(None, TOKEN):
         return b"", b"", b""
     hosts = [field for field in rest.split(b"\r\n") if field[:5].lower() == b"host:"]
-    return parts[0], parts[1][:1024], hosts[0][5:].strip(b" \t")[:255] if hosts else b""
+    host = hosts[0][5:].strip(b" \t").rpartition(b"@")[2] if hosts else b""
+    return parts[0], _without_user(parts[1], cut=len(parts) == 2 and not end)[:1024], host[:255]
+
+
+def _without_user(target: bytes, *, cut: bool) -> bytes:
+    """`target` less what is before "@" in its authority; less all of that if it was `cut` before its end was seen."""
+    if target[:1] == b"/":
+        return target
+    scheme, separator, rest = target.partition(b"//") if b"//" in target else (b"", b"", target)
+    path = _AUTHORITY_END.search(rest)
+    at = path.start() if path else len(rest)
+    host = b"" if cut and path is None else rest[:at].rpartition(b"@")[2]
+    return scheme + separator + host + rest[at:]

@@ -22,7 +22,11 @@ Entry: TypeAlias = tuple[Kind, Field]
 
 _REMEMBERED: Final = 4096
 _LONGEST_REMEMBERED: Final = 256
-_SECRET_NAMES: Final = (b"auth", b"cookie", b"token", b"key", b"secret", b"session", b"password", b"signature")
+_SECRET_NAMES: Final = (
+    b"auth", b"cookie", b"token", b"key", b"secret", b"session", b"password", b"signature", b"jwt", b"assertion",
+    b"credential",
+    b"location", b"referer",  # URLs, whose queries hold secrets
+)  # fmt: skip
 _FIELD_BYTES: Final = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))  # RFC 9110 5.5
 
 
@@ -69,7 +73,9 @@ class FieldLines(dict[bytes, Entry]):
 
     def _learn(self, name: bytes) -> None:
         """Behind a name that llhttp has accepted, only the value of a new line is in question."""
-        if len(self._good_names) < _REMEMBERED and len(name) <= _LONGEST_REMEMBERED:
+        if len(name) <= _LONGEST_REMEMBERED:
+            if len(self._good_names) >= _REMEMBERED:
+                self._good_names.clear()
             self._good_names.add(name)
 
 
@@ -79,7 +85,9 @@ class _SecretNames(dict[bytes, bool]):
     def __missing__(self, name: bytes) -> bool:
         lower = name.lower()
         verdict = any(word in lower for word in _SECRET_NAMES)
-        if len(self) < _REMEMBERED and len(name) <= _LONGEST_REMEMBERED:
+        if len(name) <= _LONGEST_REMEMBERED:
+            if len(self) >= _REMEMBERED:
+                self.clear()
             self[name] = verdict
         return verdict
 
