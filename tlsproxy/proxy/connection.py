@@ -12,6 +12,7 @@ import logging
 import socket
 import struct
 import termios
+from abc import ABC, abstractmethod
 from enum import Enum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -49,7 +50,7 @@ class State(Enum):
 HELLO, HANDSHAKE, OPEN, CLOSING, CLOSED = State
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """One client connection. Mutable: everything below.
 
     The subclass implements `data_received`, `write`, `_started` (the first bytes are there), `_seal` (say in its own
@@ -218,21 +219,21 @@ class Connection(asyncio.Protocol):
 
     # -- for the subclasses
 
-    def write(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, data: bytes) -> None: ...
 
-    def _started(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _started(self) -> None: ...
 
     def _write_last(self, data: bytes) -> None:
         """`write`, with `_seal` to follow at once."""
         self.write(data)
 
-    def _seal(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _seal(self) -> None: ...
 
-    def _release(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _release(self) -> None: ...
 
     def _set_option(self, level: int, name: int, value: int | bytes) -> None:
         if self._accepted is not None:
