@@ -173,6 +173,7 @@ def test_one_pair_s_trouble_costs_the_others_no_news(
     route = Route(backends=("http://127.0.0.1:1",))
     other = Site(hosts=("b.test",), certificate=CertificateFiles(chain=chain, key=key), routes=(route,))
     watch = FileWatch([other, site])
+
     def fail(site: Site, pair: CertificateFiles) -> Bundle:
         if site is other:
             raise RuntimeError("not foreseen")
