@@ -16,9 +16,10 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from tlsproxy.proxy.connection import Connection
 from tlsproxy.proxy.contexts import ContextTable, SiteTls
 from tlsproxy.proxy.plain import PlainConnection
-from tlsproxy.proxy.stream import ClientConnection, ClientStream, Driver, Network
+from tlsproxy.proxy.stream import ClientStream, Driver, Network
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.store.bundle import Bundle
 
@@ -92,10 +93,10 @@ class EchoDriver:
         self.stream.close()
 
 
-class Everybody(set[ClientConnection]):
+class Everybody(set[Connection]):
     """A registry without limits."""
 
-    def identify(self, connection: ClientConnection, client: str, /) -> bool:
+    def identify(self, connection: Connection, client: str, /) -> bool:
         return True
 
 
@@ -156,7 +157,7 @@ class EchoWorker:
         now = self.loop.time() + after
         self.each(lambda connection: connection.check_deadline(now))
 
-    def each(self, method: Callable[[ClientConnection], None]) -> None:
+    def each(self, method: Callable[[Connection], None]) -> None:
         def run() -> None:
             for connection in list(self.connections):
                 method(connection)

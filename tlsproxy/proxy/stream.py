@@ -137,18 +137,6 @@ class Driver(Protocol):
         ...
 
 
-class ClientConnection(ClientStream, Protocol):
-    """A client connection as the worker sees it: a member of `ConnectionOwner.connections`."""
-
-    def check_deadline(self, now: float) -> None:
-        """Enforce the connection's own deadlines and hand the tick on to the driver."""
-        ...
-
-    def drain(self) -> None:
-        """Hand on to the driver; a connection that has no driver yet is told as soon as it has one."""
-        ...
-
-
 class Registry(Protocol):
     """The open connections of a worker."""
 
