@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from tlsproxy.runtime import control
 from tlsproxy.runtime.control import (
+    AdminCall,
+    AdminProgress,
+    AdminResult,
     AdoptListeners,
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     ControlChannel,
     ControlError,
     Drain,
@@ -34,11 +39,19 @@ from tlsproxy.runtime.control import (
 
 MESSAGES: list[Message] = [
     Start('{"sites": []}', (("https", 7, 0), ("http", 8, 1)), "00ff", slot=3, generation=2),
+    Start("{}", addresses=("127.0.0.1:8443", "[::]:443")),
     Start("{}"),
     Ready(),
     Failed("port taken\nby another: ü"),
     CertificatesChanged(("a.test", "*.b.test")),
     CertificatesChanged(()),
+    CertificateWanted("shop.test", "192.0.2.1"),
+    CertificateRefused("shop.test", "the application does not know it", 60.0),
+    AdminCall(1, "list"),
+    AdminCall(2, "renew", "a.test", {"force": "true"}),
+    AdminProgress(2, "validation", "a.test", "the CA is looking …"),
+    AdminResult(2, 200, {"name": "acme/a.test", "serial": "0f", "chain": [{"days": 3}], "ari": None}),
+    AdminResult(1, 200, []),
     AdoptListeners((1, 2)),
     ReleaseListeners((1,)),
     Drain(9.5, last=True),

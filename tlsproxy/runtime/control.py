@@ -19,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from tlsproxy.errors import TlsproxyError
 
-MAX_FRAME = 8 * 1024 * 1024
-"""Longest line in bytes. Start carries the whole configuration: 10 000 sites are about 3 MiB."""
+MAX_FRAME = 32 * 1024 * 1024
+"""Longest line in bytes. Start carries the whole configuration, AdminResult a row for each certificate: with 10 000
+sites about 3 and 8 MiB."""
 
 ListenerKind: TypeAlias = Literal["https", "http"]
 
@@ -35,6 +36,8 @@ class Start:
 
     `settings` is `Settings.model_dump_json()`; `listeners` are (kind, inherited file descriptor, slot) of all slots,
     none for the certifier; `ticket_secret` is hex and common to all workers: TLS sessions resume in any of them.
+    `addresses` are the https addresses that are really bound, as getsockname tells them ("127.0.0.1:8443", "[::]:443"):
+    for the certifier, which looks whether what it obtained is served.
     """
 
     settings: str
@@ -42,6 +45,7 @@ class Start:
     ticket_secret: str = dataclasses.field(default="", repr=False)
     slot: int = 0
     generation: int = 1
+    addresses: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,62 @@ class CertificatesChanged:
     """Certifier → supervisor → workers: names whose bundle in the store is new. Never keys; empty means all."""
 
     names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateWanted:
+    """Worker → supervisor → certifier: `client` (an address) asks for `host`, and the store has nothing for it.
+
+    Answered by CertificatesChanged or CertificateRefused; by nothing if the certifier dies, so the wait needs a limit.
+    """
+
+    host: str
+    client: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificateRefused:
+    """Certifier → supervisor → workers: there will be no certificate for `host`, nobody need wait for it.
+
+    `until` is how many seconds from now nobody need ask again either.
+    """
+
+    host: str
+    reason: str
+    until: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AdminCall:
+    """Supervisor → certifier: what somebody wants to know or to have done. Any number may be open at once.
+
+    `verb` is list, show, why, obtain, renew, revoke, remove, announce, quota, rollover or status; `name` is what the
+    user called the certificate. Answered by one AdminResult of the same `id`, with AdminProgress before it.
+    """
+
+    id: int
+    verb: str
+    name: str = ""
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdminProgress:
+    """Certifier → supervisor: a step of an open AdminCall. The words are for a person."""
+
+    id: int
+    step: str
+    host: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AdminResult:
+    """Certifier → supervisor: the end of an AdminCall. `status` is HTTP's; `body` JSON, {"error": …} if it failed."""
+
+    id: int
+    status: int
+    body: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +183,11 @@ Message: TypeAlias = (
     | Ready
     | Failed
     | CertificatesChanged
+    | CertificateWanted
+    | CertificateRefused
+    | AdminCall
+    | AdminProgress
+    | AdminResult
     | AdoptListeners
     | ReleaseListeners
     | Drain

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tlsproxy.runtime.calls import Call, OpenCalls
 from tlsproxy.runtime.children import describe_exit, plan_replacement
-from tlsproxy.runtime.control import CertificatesChanged, ControlError, Drain, Drained, Leaving, Message
+from tlsproxy.runtime.control import (
+    AdminProgress,
+    AdminResult,
+    CertificateRefused,
+    CertificatesChanged,
+    CertificateWanted,
+    ControlError,
+    Drain,
+    Drained,
+    Leaving,
+    Message,
+)
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
 from tlsproxy.runtime.slots import orders, plan_listening
 
@@ -20,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 KILL_WAIT = 1.0
 """Seconds to wait for the kernel after SIGKILL; only a process in uninterruptible sleep takes longer."""
+
+RESTART_TIME = 2.0
+"""Seconds after which a client may ask again for a certificate that no certifier was there to obtain."""
+
+_NO_CERTIFIER = "the certifier is not running at the moment, it is being started again. Try again in a few seconds."
+_CERTIFIER_DIED = "the certifier ended before it had an answer; it is being started again, and goes on by itself."
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Generation:
     """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
 
     # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot),
-    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving).
+    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls.
 
     def __init__(self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec]) -> None:
         self.number = number
@@ -45,6 +63,7 @@ class Generation:
         self._keepers: list[asyncio.Task[None]] = []
         self._serving = False
         self._listening: dict[int, int] = {}
+        self._calls = OpenCalls()
 
     def __repr__(self) -> str:
         return f"<Generation {self.number} {', '.join(self.names())}>"
@@ -80,6 +99,29 @@ class Generation:
         for child in self._children:
             if child.spec.is_worker:
                 child.channel.send(message)
+
+    def certifier_pid(self) -> int | None:
+        """None while there is none that could be asked."""
+        certifier = self._find_certifier()
+        return certifier.pid if certifier else None
+
+    async def worker_stats(self, timeout: float) -> dict[int, dict[str, int] | None]:
+        """Return the counters of every worker by pid; None of one that did not answer within `timeout` seconds."""
+        workers = sorted((child for child in self._children if child.spec.is_worker), key=lambda child: child.pid)
+        answers = await asyncio.gather(*(worker.ask_stats(timeout) for worker in workers))
+        return dict(zip((worker.pid for worker in workers), answers, strict=True))
+
+    def call_certifier(
+        self, verb: str, name: str = "", options: Mapping[str, str] | None = None, *, limit: float
+    ) -> Call:
+        """Ask the certifier. The call ends after `limit` seconds at the latest, at once if nobody is there."""
+        call = self._calls.open(verb, name, options or {}, limit)
+        certifier = self._find_certifier()
+        if certifier is None:
+            self._calls.take(AdminResult(call.message.id, 503, {"error": _NO_CERTIFIER}))
+        else:
+            certifier.channel.send(call.message)
+        return call
 
     def poll(self) -> None:
         """Look which children have ended."""
@@ -129,15 +171,30 @@ class Generation:
 
     def _handle(self, child: ChildProcess, message: Message) -> None:
         match message:
-            case CertificatesChanged():
-                self.send_to_workers(message)
-            case Leaving():
-                child.leaving = True
-                self._spread()
             case Drained(cut=cut):
                 child.cut = cut
+            case Leaving() if child.spec.is_worker:
+                child.leaving = True
+                self._spread()
+            case CertificateWanted() if child.spec.is_worker:
+                self._pass_wish(message)
+            # A worker, which strangers talk to, is not believed when it speaks as the certifier.
+            case CertificatesChanged() | CertificateRefused() if not child.spec.is_worker:
+                self.send_to_workers(message)
+            case AdminProgress() | AdminResult() if not child.spec.is_worker:
+                self._calls.take(message)
             case _:
                 raise ControlError(f"{type(message).__name__} is not for the supervisor")
+
+    def _pass_wish(self, wish: CertificateWanted) -> None:
+        certifier = self._find_certifier()
+        if certifier is None:
+            self.send_to_workers(CertificateRefused(wish.host, _NO_CERTIFIER, RESTART_TIME))
+        else:
+            certifier.channel.send(wish)
+
+    def _find_certifier(self) -> ChildProcess | None:
+        return next((child for child in self._children if child.is_ready and not child.spec.is_worker), None)
 
     async def _keep(self, child: ChildProcess) -> None:
         """Watch over one slot for as long as the generation serves."""
@@ -165,6 +222,8 @@ class Generation:
 
     def _forget(self, child: ChildProcess) -> None:
         self._children.discard(child)
+        if not child.spec.is_worker:
+            self._calls.fail(_CERTIFIER_DIED)
         self._spread()
 
     def _spread(self) -> None:

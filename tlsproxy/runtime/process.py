@@ -21,7 +21,17 @@ from typing import Any, Literal
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.child import HELD_SIGNALS
 from tlsproxy.runtime.children import describe_exit
-from tlsproxy.runtime.control import ControlChannel, ControlError, Failed, Message, Ready, Start, control_pair
+from tlsproxy.runtime.control import (
+    ControlChannel,
+    ControlError,
+    Failed,
+    Message,
+    Ready,
+    Start,
+    Stats,
+    StatsRequest,
+    control_pair,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +67,7 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: _ready_at, leaving, cut; the three futures are set once.
+    # Mutable: _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
@@ -68,6 +78,7 @@ class ChildProcess:
         self.cut: int | None = None  # what Drained said; None until it came
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
         self._reaped: asyncio.Future[int] = loop.create_future()
+        self._stats: asyncio.Future[dict[str, int]] | None = None
         self._ready_at: float | None = None
         self._popen = popen
 
@@ -96,9 +107,14 @@ class ChildProcess:
         return self._popen.pid
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it does its work: from Ready to its end."""
+        return self._ready_at is not None and not self._reaped.done()
+
+    @property
     def is_listening(self) -> bool:
         """Whether connections that the kernel gives to it are accepted: from Ready to Leaving or its end."""
-        return self._ready_at is not None and not self.leaving and not self._reaped.done()
+        return self.is_ready and not self.leaving
 
     def healthy_for(self) -> float:
         """Seconds since Ready; 0 for a child that never was."""
@@ -134,6 +150,17 @@ class ChildProcess:
         else:
             raise ChildFailed(f"{self.spec.name} was not ready after {START_TIMEOUT:.0f} s")
 
+    async def ask_stats(self, timeout: float) -> dict[str, int] | None:
+        """Return its counters; None when it is not ready, or has not answered within `timeout` seconds."""
+        if not self.is_ready:
+            return None
+        if self._stats is None:
+            self._stats = asyncio.get_running_loop().create_future()
+            self.channel.send(StatsRequest())
+        asked = self._stats  # those who ask meanwhile share the answer
+        await _first_of(asked, self.exited, timeout=timeout)
+        return asked.result() if asked.done() else None
+
     def poll(self) -> None:
         """Reap the process if it has ended."""
         returncode = self._popen.poll()
@@ -150,6 +177,8 @@ class ChildProcess:
             async for message in self.channel:
                 if isinstance(message, Ready | Failed):
                     self._take_answer(message)
+                elif isinstance(message, Stats):
+                    self._take_stats(message)
                 else:
                     handle(self, message)
         except ControlError as error:
@@ -162,6 +191,12 @@ class ChildProcess:
         if isinstance(answer, Ready):
             self._ready_at = asyncio.get_running_loop().time()
         self._answer.set_result(answer)
+
+    def _take_stats(self, stats: Stats) -> None:
+        asked, self._stats = self._stats, None
+        if asked is None:
+            raise ControlError("Stats came without a question")
+        asked.set_result(stats.values)
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:

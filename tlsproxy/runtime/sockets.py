@@ -58,6 +58,11 @@ class Listener:
     socket: socket.socket
     slot: int = 0
 
+    @property
+    def address(self) -> str:
+        """Where it is bound: `127.0.0.1:443`, `[::]:443`."""
+        return str(Address(*self.socket.getsockname()[:2]))
+
     def __str__(self) -> str:
         host, port = self.socket.getsockname()[:2]
         return f"{self.kind} {Address('' if host in ('::', '0.0.0.0') else host, port)}"

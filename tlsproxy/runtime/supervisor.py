@@ -18,7 +18,7 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from tlsproxy import logs
@@ -114,7 +114,8 @@ class Supervisor:
             (listener.kind, listener.socket.fileno(), listener.slot) for listener in self._listeners
         )
         environment = openssl_environment()
-        certifier = ChildSpec("certifier", "tlsproxy.runtime.certifier", Start(settings, generation=number), {})
+        first = Start(settings, generation=number, addresses=_https_addresses(self._listeners))
+        certifier = ChildSpec("certifier", "tlsproxy.runtime.certifier", first, {})
         starts = [
             Start(settings, inherited, self._ticket_secret, slot, number)
             for slot in range(self._settings.resolve_workers())
@@ -159,6 +160,11 @@ class Supervisor:
             "pid": os.getpid(),
         }
         logger.info("proxy.ready", extra=ready)
+
+
+def _https_addresses(listeners: Iterable[Listener]) -> tuple[str, ...]:
+    """Return what getsockname says, once for the sockets of all slots."""
+    return tuple(listener.address for listener in listeners if listener.kind == "https" and listener.slot == 0)
 
 
 async def _is_first(task: asyncio.Task[Any], event: asyncio.Event) -> bool:
