@@ -1,18 +1,26 @@
 """A child process for tests: says and does what its Start tells it to, so that every turn of a child's life is reached.
 
 `Start.settings` is the part it plays: "serve", "fail REASON", "exit STATUS", "announce NAME" (before it is
-ready), "leave" (accepts no more), "babble", "cling" (never leaves).
+ready), "leave" (accepts no more), "babble", "cling" (never leaves), "wish HOST" (a worker wants a certificate),
+"impostor" (speaks as the certifier does), "mute" (answers no question). As the certifier it answers an AdminCall by its
+verb: "die" ends it, "work" is never done, all else gets a step and the name back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import (
+    AdminCall,
+    AdminProgress,
+    AdminResult,
     AdoptListeners,
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     ControlChannel,
     Drain,
     Drained,
@@ -23,6 +31,7 @@ from tlsproxy.runtime.control import (
     ReleaseListeners,
     Start,
     Stats,
+    StatsRequest,
 )
 
 
@@ -42,9 +51,15 @@ async def _play() -> int:
     if part == "babble":
         channel.send(Stats({}))
         channel.send(Start("a child gives no orders"))
+    if part == "wish":
+        channel.send(CertificateWanted(word, "192.0.2.1"))
+    if part == "impostor":
+        channel.send(AdminResult(1, 200, {"forged": True}))
     if part == "cling":
         await asyncio.Event().wait()
     while (message := await channel.receive()) is not None:
+        if part == "mute" and isinstance(message, StatsRequest):
+            continue
         if not _answer(channel, message):
             break
     channel.close()
@@ -56,17 +71,35 @@ def _answer(channel: ControlChannel, message: Message) -> bool:
     """Return whether to stay."""
     match message:
         case CertificatesChanged(names=names):
-            print("heard", *names, flush=True)
+            _say("heard", *names)
+        case CertificateWanted(host=host, client=client):
+            channel.send(CertificateRefused(host, f"not for {client}", 60.0))
+        case CertificateRefused(host=host, reason=reason):
+            _say("refused", host, reason)
+        case AdminCall(verb="die"):
+            return False
+        case AdminCall(verb="work"):
+            channel.send(AdminProgress(message.id, "order", message.name, "working"))
+        case AdminCall(id=number, name=name):
+            channel.send(AdminProgress(number, "order", name, "asked"))
+            channel.send(AdminResult(number, 200, {"name": name, **message.options}))
+        case StatsRequest():
+            channel.send(Stats({"connections": 1, "requests": 7}))
         case AdoptListeners(slots=slots):
-            print("adopts", *slots, flush=True)
+            _say("adopts", *slots)
         case ReleaseListeners(slots=slots):
-            print("releases", *slots, flush=True)
+            _say("releases", *slots)
         case Drain():
             channel.send(Drained(cut=2))
             return False
         case _:
             pass
     return True
+
+
+def _say(*words: object) -> None:
+    """One write a line: several of us share one output, and print may make three of it."""
+    os.write(1, f"{' '.join(map(str, words))}\n".encode())
 
 
 if __name__ == "__main__":

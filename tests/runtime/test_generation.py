@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from tlsproxy.runtime import process
-from tlsproxy.runtime.control import CertificatesChanged, Start
+from tlsproxy.runtime.control import AdminProgress, AdminResult, CertificatesChanged, CertificateWanted, Start
 from tlsproxy.runtime.generation import DrainOutcome, Generation
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
 
@@ -288,6 +288,87 @@ def test_names_reach_workers_that_are_there(capfd: pytest.CaptureFixture[str], l
 
     asyncio.run(scene())
     assert capfd.readouterr().out == "heard a.test\n"
+
+
+def test_a_call_goes_to_the_certifier_and_its_answer_back() -> None:
+    async def scene() -> None:
+        async with _generation() as generation:
+            assert (await generation.call_certifier("list", limit=20).wait()).status == 503
+            await generation.start()
+            call = generation.call_certifier("renew", "a.test", {"force": "true"}, limit=20)
+            seen = [event async for event in call.follow(20)]
+            body = {"name": "a.test", "force": "true"}
+            assert seen == [AdminProgress(2, "order", "a.test", "asked"), AdminResult(2, 200, body)]
+
+    asyncio.run(scene())
+
+
+def test_a_certifier_that_dies_answers_its_calls_with_an_error(log: Log) -> None:
+    async def scene() -> None:
+        async with _generation() as generation:
+            await generation.start()
+            before = generation.certifier_pid()
+            working = generation.call_certifier("work", "a.test", limit=20)
+            generation.call_certifier("die", limit=20)
+            result = await working.wait()
+            assert (result.status, "ended before" in result.body["error"]) == (503, True)
+            await log.wait_for("certifier.replaced")
+            assert generation.certifier_pid() not in (None, before)
+            assert (await generation.call_certifier("list", limit=20).wait()).status == 200
+
+    asyncio.run(scene())
+
+
+def test_a_wish_goes_from_a_worker_to_the_certifier_and_the_refusal_to_all(capfd: pytest.CaptureFixture[str]) -> None:
+    async def scene() -> None:
+        async with _generation("wish shop.test", "serve") as generation:
+            await generation.start()
+            # Answered after the wish was, on the same channels.
+            await generation.worker_stats(20)
+            await generation.call_certifier("list", limit=20).wait()
+            await generation.drain(10)
+
+    asyncio.run(scene())
+    assert capfd.readouterr().out.splitlines() == ["refused shop.test not for 192.0.2.1"] * 2
+
+
+def test_a_wish_that_nobody_can_fulfil_is_refused_at_once(log: Log, capfd: pytest.CaptureFixture[str]) -> None:
+    async def scene() -> None:
+        async with _generation("serve") as generation:
+            await generation.start()
+            generation.call_certifier("die", limit=20)
+            await log.wait_for("certifier.died")
+            (worker,) = (child for child in generation._children if child.spec.is_worker)
+            generation._handle(worker, CertificateWanted("shop.test", "192.0.2.1"))
+            await generation.drain(10)
+
+    asyncio.run(scene())
+    assert capfd.readouterr().out.startswith("refused shop.test the certifier is not running")
+
+
+def test_a_worker_is_not_believed_when_it_speaks_as_the_certifier(log: Log) -> None:
+    async def scene() -> None:
+        async with _generation("impostor") as generation:
+            await generation.start()
+            assert (await log.wait_for("child.unintelligible"))["error"] == "AdminResult is not for the supervisor"
+            await log.wait_for("worker.died")
+
+    asyncio.run(scene())
+
+
+def test_workers_tell_their_counters_and_the_silent_one_is_not_waited_for() -> None:
+    async def scene() -> None:
+        async with _generation("serve", "mute") as generation:
+            assert await generation.worker_stats(20) == {}
+            await generation.start()
+            slots = {child.pid: child.spec.start.slot for child in generation._children if child.spec.is_worker}
+            both = await asyncio.gather(generation.worker_stats(0.5), generation.worker_stats(0.5))
+            assert both[0] == both[1]
+            assert list(both[0]) == generation.worker_pids()
+            counters = {slots[pid]: values for pid, values in both[0].items()}
+            assert counters == {0: {"connections": 1, "requests": 7}, 1: None}
+
+    asyncio.run(scene())
 
 
 def test_children_leave_when_the_supervisor_is_gone() -> None:
