@@ -220,7 +220,7 @@ certificate = { chain = "x", kee = "y" }
   backends = ["1"]
 [[sites]]
 hosts = ["A.test"]
-certificate = "acme"
+certificate = "acne"
 max_body = 1
 [[sites]]
 hosts = []
@@ -264,8 +264,8 @@ tlsproxy.toml:19
         tlsproxy.toml:27: sites.0.routes.1.backends.0: "1" lacks a host, did you mean "127.0.0.1:1"?
         tlsproxy.toml:28: sites.1: nothing to forward to; add backends = ["http://127.0.0.1:8000"] or [[sites.routes]]
         tlsproxy.toml:29: sites.1.hosts.0: a.test is served twice; first as sites.0.hosts.0 at tlsproxy.toml:18
-        tlsproxy.toml:30: sites.1.certificate: certificates from a public CA (ACME) are not available in this \
-version; give certificate = { chain = "…", key = "…" }, or certificate = "internal" for the internal CA
+        tlsproxy.toml:30: sites.1.certificate: "acne" is not one of "internal", "acme", "on_demand", did you mean \
+"acme"?
         tlsproxy.toml:31: sites.1.max_body: unknown key; it belongs to [[sites.routes]]
         tlsproxy.toml:33: sites.2.hosts: must not be empty
         tlsproxy.toml:34: sites.2.backends: must not be empty

@@ -79,11 +79,24 @@ def test_client_auth_without_a_ca_can_not_exist() -> None:
     assert "no effect" in messages(sites=[{**SITE, "client_ca": "/ca.pem"}])["sites.0.client_ca"]
 
 
-def test_public_names_need_a_certificate() -> None:
-    public = {**SITE, "hosts": ["localhost", "api.example.com"]}
-    assert messages(sites=[public])["sites.0.certificate"].startswith("api.example.com: certificates from a public CA")
-    assert "(ACME) are not available" in messages(sites=[{**SITE, "certificate": "acme"}])["sites.0.certificate"]
-    assert Site.model_validate({**public, "certificate": "internal"}).certificate == "internal"
+def test_public_names_get_a_public_certificate() -> None:
+    for hosts, certificate in [
+        (["localhost", "a.test", "10.0.0.1"], "internal"),
+        (["api.example.com"], "acme"),
+        (["localhost", "api.example.com"], "acme"),
+        (["8.8.8.8"], "acme"),
+    ]:
+        assert Site.model_validate({**SITE, "hosts": hosts}).certificate == certificate
+    assert (
+        Site.model_validate({**SITE, "hosts": ["api.example.com"], "certificate": "internal"}).certificate == "internal"
+    )
+
+
+def test_every_name_there_is_needs_certificates_on_demand() -> None:
+    for certificate in ("acme", "internal", FILES):
+        wrong = messages(sites=[{**SITE, "hosts": ["*"], "certificate": certificate}])
+        assert 'write certificate = "on_demand"' in wrong["sites.0.hosts.0"]
+    assert Site.model_validate({**SITE, "hosts": ["*"], "certificate": "on_demand"}).hosts == ("*",)
 
 
 def test_a_host_is_served_once() -> None:

@@ -6,15 +6,38 @@ called: a worker gets its settings as JSON and must not pay for the import of wh
 
 from __future__ import annotations
 
+from tlsproxy.settings.acme import Acme, Dns, Issuer
+from tlsproxy.settings.acme_values import Rate
 from tlsproxy.settings.loader import Loaded, load
-from tlsproxy.settings.models import CertificateFiles, Limits, Listen, Log, Route, Server, Settings, Site, Store, Tls
+from tlsproxy.settings.models import (
+    Admin,
+    CertificateFiles,
+    Events,
+    Limits,
+    Listen,
+    Log,
+    OnDemand,
+    Route,
+    Server,
+    Settings,
+    Site,
+    Store,
+    Tls,
+)
 
 __all__ = [
+    "Acme",
+    "Admin",
     "CertificateFiles",
+    "Dns",
+    "Events",
+    "Issuer",
     "Limits",
     "Listen",
     "Loaded",
     "Log",
+    "OnDemand",
+    "Rate",
     "Route",
     "Server",
     "Settings",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
 
-from tlsproxy.settings import values
+from tlsproxy.settings import acme_values, values
 
 _DURATION: dict[str, Any] = {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d|w|y)?$"}
 _SECONDS: dict[str, Any] = {"type": "number", "minimum": 0}
@@ -35,7 +35,6 @@ SizeOrOff = Annotated[
 Count = Annotated[int, BeforeValidator(values.parse_count), WithJsonSchema(_BYTES, mode="validation")]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(values.parse_workers)]
 
-Host = Annotated[str, BeforeValidator(values.parse_host)]
 OptionalHost = Annotated[str, BeforeValidator(values.parse_optional_host)]
 Address = Annotated[str, BeforeValidator(values.parse_listen)]
 Network = Annotated[str, BeforeValidator(values.parse_network)]
@@ -46,7 +45,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if valu
 
 _commas = BeforeValidator(values.split_list)
 Texts = Annotated[tuple[str, ...], _commas]
-Hosts = Annotated[tuple[Host, ...], _commas]
+Hosts = Annotated[tuple[Annotated[str, BeforeValidator(values.parse_site_host)], ...], _commas]
 Addresses = Annotated[tuple[Address, ...], _commas]
 Networks = Annotated[tuple[Network, ...], _commas]
 Backends = Annotated[tuple[Backend, ...], _commas]
@@ -56,3 +55,31 @@ ProxyProtocol = Annotated[
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "string"}}]}, mode="validation"),
 ]
 TlsVersion = Literal["1.2", "1.3"]
+
+Directory = Annotated[str, BeforeValidator(acme_values.parse_directory)]
+StagingDirectory = Annotated[str, BeforeValidator(acme_values.parse_staging)]
+Email = Annotated[str, BeforeValidator(acme_values.parse_email)]
+OptionalUrl = Annotated[str, BeforeValidator(acme_values.parse_optional_url)]
+Ask = Annotated[str, BeforeValidator(acme_values.parse_ask)]
+Socket = Annotated[str, BeforeValidator(acme_values.parse_socket)]
+OptionalServer = Annotated[str, BeforeValidator(acme_values.parse_optional_server)]
+Resolvers = Annotated[tuple[Annotated[str, BeforeValidator(acme_values.parse_resolver)], ...], _commas]
+Command = Annotated[tuple[str, ...], BeforeValidator(acme_values.parse_command)]
+Challenges = Annotated[tuple[Literal["tls-alpn-01", "http-01", "dns-01"], ...], _commas]
+Rate = Annotated[
+    acme_values.Rate,
+    BeforeValidator(acme_values.parse_rate),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"anyOf": [_OFF, {"type": "string", "pattern": r"^\d+/.+$"}]}, mode="validation"),
+]
+
+# Only the JSON for a child process shows a secret; whatever else prints one shows stars.
+_revealed = PlainSerializer(SecretStr.get_secret_value, return_type=str, when_used="json")
+Secret = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret), _revealed]
+EabKey = Annotated[SecretStr, BeforeValidator(acme_values.parse_eab_key), _revealed]
+SecretUrl = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret_url), _revealed]
+Option = Annotated[SecretStr, BeforeValidator(acme_values.parse_option), _revealed]
+MasterKeys = Annotated[
+    tuple[Annotated[SecretStr, BeforeValidator(acme_values.parse_master_key), _revealed], ...],
+    BeforeValidator(acme_values.split_secrets),
+]

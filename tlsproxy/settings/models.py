@@ -9,16 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, SecretStr, Tag, model_validator
 
-from tlsproxy.settings import fields, rules
+from tlsproxy.settings import acme_values, fields, rules
+from tlsproxy.settings.acme import Acme
 from tlsproxy.settings.cpus import available_cpus
-
-
-class Section(BaseModel):
-    """What all sections keep to: frozen, and a key that is not known is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+from tlsproxy.settings.section import Section
 
 
 class Listen(Section):
@@ -74,6 +70,11 @@ class Limits(Section):
     pool_idle_per_backend: fields.Count = Field(
         default=32, le=10_000, description="Idle connections a worker keeps per backend."
     )
+    contexts: fields.Count = Field(
+        default=1000,
+        ge=1,
+        description="Certificates that a worker keeps ready for handshakes; others are loaded again.",
+    )
 
 
 class Tls(Section):
@@ -87,6 +88,42 @@ class Store(Section):
     url: fields.StoreUrl = Field(
         default="file:///var/lib/tlsproxy",
         description="Where certificates and keys are kept: file:///folder or memory:.",
+    )
+    encryption_keys: fields.MasterKeys = Field(
+        default=(), description="Keys that records are encrypted with, newest first; empty keeps them plain, mode 0600."
+    )
+    allow_ephemeral: bool = Field(
+        default=False, description="Use a production CA even if the store ends with its container."
+    )
+
+    def master_keys(self) -> tuple[str, ...]:
+        """Return the encryption keys as they are, newest first, for whoever opens the store."""
+        return tuple(map(SecretStr.get_secret_value, self.encryption_keys))
+
+
+class OnDemand(Section):
+    ask: fields.Ask = Field(
+        default="", description="Who allows a name: a path on the on-demand site's first backend, or a URL."
+    )
+    timeout: fields.PositiveDuration = Field(default=2.0, description="How long the answer may take; then it is no.")
+    per_domain: fields.Rate = Field(
+        default=acme_values.Rate(10, 3600.0), description="New names of one registered domain; off is no limit."
+    )
+    per_client: fields.Rate = Field(
+        default=acme_values.Rate(10, 3600.0), description="New names asked for by one client network (/24, /56)."
+    )
+
+
+class Events(Section):
+    command: fields.Command = Field(
+        default=(), description="Program and arguments run for each event, which it reads as JSON on its stdin."
+    )
+    webhook: fields.SecretUrl = Field(default=SecretStr(""), description="URL that each event is sent to, as JSON.")
+
+
+class Admin(Section):
+    socket: fields.Socket = Field(
+        default="/run/tlsproxy/admin.sock", description='Unix socket of the admin API, mode 0600; "off" has none.'
     )
 
 
@@ -134,7 +171,7 @@ def _certificate_form(value: Any) -> str:
 
 
 Certificate = Annotated[
-    Annotated[Literal["internal"], Tag("word")]
+    Annotated[Literal["internal", "acme", "on_demand"], Tag("word")]
     | Annotated[CertificateFiles, Tag("file")]
     | Annotated[tuple[CertificateFiles, ...], Field(min_length=1), Tag("files")],
     Discriminator(_certificate_form),
@@ -159,20 +196,25 @@ class Route(Section):
 
 
 def _describe_short_form(schema: dict[str, Any]) -> None:
-    """Tell the JSON Schema about `backends` of a site, which is no field: it becomes a route."""
+    """Tell the JSON Schema about `backends` of a site, which is no field, and that a default depends on the hosts."""
     about = 'Short form of one route with path "/".'
     backends = {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": about}
     schema["properties"]["backends"] = backends
     schema["required"].remove("routes")
+    del schema["properties"]["certificate"]["default"]
     schema["anyOf"] = [{"required": ["routes"]}, {"required": ["backends"]}]
 
 
 class Site(Section):
     model_config = ConfigDict(json_schema_extra=_describe_short_form)
 
-    hosts: fields.Hosts = Field(min_length=1, description="Names served: exact, or *.example.com.")
+    hosts: fields.Hosts = Field(
+        min_length=1, description="Names served: exact, *.example.com, or * with certificates on demand."
+    )
     certificate: Certificate = Field(
-        default="internal", description="internal, or files: { chain, key }, or a list of them."
+        default="internal",
+        description="acme, internal, on_demand, or files: { chain, key }, or a list of them; "
+        "without it internal for local names, else acme.",
     )
     client_ca: fields.OptionalPath = Field(
         default=None, description="CA certificates (PEM) that client certificates must come from."
@@ -191,7 +233,7 @@ class Site(Section):
     def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
-        return rules.validate(rules.expand_short_form(data), handler, rules.find_site_faults(data))
+        return rules.validate(rules.expand_site(data), handler, rules.find_site_faults(data))
 
 
 class Settings(Section):
@@ -201,7 +243,11 @@ class Settings(Section):
     server: Server = Server()
     limits: Limits = Limits()
     tls: Tls = Tls()
+    acme: Acme = Acme()
+    on_demand: OnDemand = OnDemand()
+    events: Events = Events()
     store: Store = Store()
+    admin: Admin = Admin()
     log: Log = Log()
     sites: tuple[Site, ...] = ()
 

@@ -42,7 +42,19 @@ def validate(data: Any, handler: Callable[[Any], T], faults: Sequence[Fault]) ->
     else:
         if not errors:
             return result
-    raise ValidationError.from_exception_data("settings", errors)
+    raise ValidationError.from_exception_data("settings", errors, hide_input=True)
+
+
+def expand_site(site: dict[str, Any]) -> dict[str, Any]:
+    """Write out what a site leaves open: the route that `backends` stands for, the certificate that fits its hosts."""
+    expanded = expand_short_form(site)
+    return expanded if "certificate" in site else {**expanded, "certificate": default_certificate(site)}
+
+
+def default_certificate(site: Mapping[str, Any]) -> str:
+    """Return "internal" if all hosts are local, else "acme"."""
+    hosts = [host for _, host in _parsed(_items(site.get("hosts")), values.parse_site_host)]
+    return "internal" if all(map(values.is_local_name, hosts)) else "acme"
 
 
 def expand_short_form(site: dict[str, Any]) -> dict[str, Any]:
@@ -88,16 +100,11 @@ def _client_auth_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _certificate_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
-    hosts = [host for _, host in _parsed(_items(site.get("hosts")), values.parse_host)]
-    public = next((host for host in hosts if not values.is_local_name(host)), None)
-    configured = site.get("certificate", "acme" if public else "internal")
-    if configured == "acme":
-        name = f"{public or 'this site'}: " if "certificate" not in site else ""
-        yield Fault(
-            ("certificate",),
-            f"{name}certificates from a public CA (ACME) are not available in this version; give certificate = "
-            '{ chain = "…", key = "…" }, or certificate = "internal" for the internal CA',
-        )
+    if site.get("certificate") == "on_demand":
+        return
+    for index, host in _parsed(_items(site.get("hosts")), values.parse_site_host):
+        if host == "*":
+            yield Fault(("hosts", index), '"*" has no certificate of its own; write certificate = "on_demand"')
 
 
 def _route_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
@@ -155,7 +162,7 @@ def _listen_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _all_hosts(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     for number, site in enumerate(_items(data.get("sites"))):
-        for index, host in _parsed(_items(_get(site, "hosts", ())), values.parse_host):
+        for index, host in _parsed(_items(_get(site, "hosts", ())), values.parse_site_host):
             yield ("sites", number, "hosts", index), host
 
 
