@@ -11,6 +11,7 @@ from tlsproxy.certs.internal import LEAF_LIFE, ensure
 from tlsproxy.certs.manager import CHECK_INTERVAL, CertificateManager
 from tlsproxy.errors import StoreError
 from tlsproxy.settings import CertificateFiles, Route, Site
+from tlsproxy.store.base import Lease
 from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.memory import MemoryStore
 
@@ -29,10 +30,10 @@ class FullStore(MemoryStore):
 
     full = False
 
-    def put(self, name: str, bundle: Bundle) -> None:
+    def put(self, name: str, bundle: Bundle, lease: Lease | None = None) -> None:
         if self.full:
             raise StoreError("the disk is full")
-        super().put(name, bundle)
+        super().put(name, bundle, lease)
 
 
 def test_prepare_makes_what_is_missing_and_tick_is_quiet(tmp_path: Path) -> None:

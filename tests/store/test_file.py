@@ -13,7 +13,7 @@ import pytest
 
 from tests.store.pki import issue
 from tlsproxy.errors import StoreError
-from tlsproxy.store import file
+from tlsproxy.store import directory as directory_module
 from tlsproxy.store.file import FileStore
 
 ONE = issue("one.test").bundle()
@@ -47,7 +47,12 @@ def mode(path: Path) -> int:
 def test_everything_is_closed_to_others(directory: Path) -> None:
     FileStore(directory).put("internal/*.a.test", ONE)
     made = {str(path.relative_to(directory)): mode(path) for path in directory.rglob("*")}
-    assert made == {"certificates": 0o700, "lock": 0o600, "certificates/internal%2f%2a.a.test.json": 0o600}
+    assert made == {
+        "certificates": 0o700,
+        "certificates/internal%2f%2a.a.test.json": 0o600,
+        "lock": 0o600,
+        "new": 0o700,
+    }
     assert mode(directory) == 0o700
 
 
@@ -132,7 +137,8 @@ def test_a_full_disk_keeps_the_old_record(directory: Path, monkeypatch: pytest.M
 
 def test_leftovers_of_killed_writers_go_with_the_next_write(directory: Path) -> None:
     store = FileStore(directory)
-    left = directory / "certificates" / ".new-abcdef"
+    left = directory / "new" / "abcdef"
+    left.parent.mkdir()
     left.write_text("half a record")
     assert store.list() == ()
     store.put("a", ONE)
@@ -164,7 +170,7 @@ def test_the_message_about_damage_repeats_no_key(directory: Path) -> None:
 
 
 def test_a_writer_that_never_ends_is_told_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "_LOCK_TIMEOUT", 0.0)
+    monkeypatch.setattr(directory_module, "_LOCK_TIMEOUT", 0.0)
     first, second = FileStore(directory), FileStore(directory)
     with (
         first.exclusive(),

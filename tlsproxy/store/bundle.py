@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives import hashes
 from tlsproxy.errors import CertificateError
 from tlsproxy.store import pem
 
-Source = Literal["file", "internal"]
+Source = Literal["file", "internal", "acme"]
 RECORD_VERSION = 1
+_SOURCES = get_args(Source)
 _MAX_FILE = 1 << 20
 
 
@@ -31,6 +32,9 @@ class Bundle:
 
     `names` are lower-case DNS names and IP addresses in canonical form. `chain_pem` starts with the leaf.
     `key_pem` is PKCS #8. `serial` and `fingerprint` (SHA-256 of the leaf) are lower-case hex.
+    `directory` and `account` are the URLs of the CA's directory and of the account there, `profile` is the CA's name
+    for the kind of certificate, `ari_id` the certificate's id for renewal information (RFC 9773 4.1); all "" without a
+    public CA.
     `warnings` are sentences for the log about what was found while loading; they are no part of the value.
     """
 
@@ -44,11 +48,18 @@ class Bundle:
     fingerprint: str
     key_type: str
     source: Source
+    directory: str = ""
+    account: str = ""
+    profile: str = ""
+    ari_id: str = ""
     warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def build(cls, chain: Sequence[x509.Certificate], key: pem.PrivateKey, source: Source) -> Self:
-        """Build from parsed parts; the caller vouches that the key belongs to chain[0]."""
+        """Build from parsed parts; the caller vouches that the key belongs to chain[0].
+
+        What only an ACME client knows (`directory` and so on) it adds with `dataclasses.replace`.
+        """
         leaf = chain[0]
         return cls(
             names=_alternative_names(leaf),
@@ -98,6 +109,10 @@ class Bundle:
             "fingerprint": self.fingerprint,
             "key_type": self.key_type,
             "source": self.source,
+            "directory": self.directory,
+            "account": self.account,
+            "profile": self.profile,
+            "ari_id": self.ari_id,
         }
 
     @classmethod
@@ -107,7 +122,7 @@ class Bundle:
         Fields of later versions are ignored, so that an older process survives beside a newer one.
         """
         try:
-            if record["version"] < RECORD_VERSION or record["source"] not in ("file", "internal"):
+            if record["version"] < RECORD_VERSION or record["source"] not in _SOURCES:
                 raise ValueError("unknown version or source")
             return cls(
                 names=tuple(str(name) for name in record["names"]),
@@ -120,6 +135,10 @@ class Bundle:
                 fingerprint=str(record["fingerprint"]),
                 key_type=str(record["key_type"]),
                 source=record["source"],
+                directory=str(record.get("directory", "")),
+                account=str(record.get("account", "")),
+                profile=str(record.get("profile", "")),
+                ari_id=str(record.get("ari_id", "")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no certificate record ({type(error).__name__} {error})") from error

@@ -1,99 +1,131 @@
-"""A store in a directory: one JSON file per certificate, for the processes of one machine.
+"""Records in a directory: one file per record, for the processes of one machine.
 
     <directory>/            0700
       lock                  flock of whoever writes; the kernel frees it when its holder dies
-      certificates/         0700
-        internal%2Flocalhost.json     0600, the whole record
+      new/                  files being written
+      leases/               who works on which name (leases.py)
+      certificates/  state/  accounts/  …                0700
+        acme%2fapi.example.com.json                      0600, the whole record
+        <200 characters>~<digest>.json, ….name           a name too long for a file name stands in a file beside it
 
-Knows: files, modes, locks. Does not know: what a name or a record means. Rules: a file is written beside its place,
-synced and renamed over it, so that a crash at any moment leaves the old record or the new one; readers never lock.
-Only on local disks: flock and rename over NFS promise less.
+Knows: which file is which record. Does not know: what a record means (certificates.py does), whether it is sealed.
+Rules: as in directory.py and leases.py. Only on local disks: flock and rename over NFS promise less.
 """
 
-import errno
-import fcntl
-import json
 import os
-import stat
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
 
 from tlsproxy.errors import StoreError
-from tlsproxy.store.base import check_name
-from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.certificates import CertificateStore
+from tlsproxy.store.directory import (
+    explain,
+    explained,
+    is_shortened,
+    make_folder,
+    name_of,
+    open_lock,
+    prepare,
+    remove_file,
+    replace_file,
+    stem_of,
+)
+from tlsproxy.store.leases import FileLeases, boot_time
+from tlsproxy.store.records import Lease, check_folder, split_key
 
-_RECORDS = "certificates"
-_LOCK = "lock"
 _SUFFIX = ".json"
-_TEMPORARY = ".new-"
-_LONGEST_STEM = 200  # file systems take 255 bytes; the suffix and mkstemp's letters need room
-_OPEN_MODE = 0o077
-_LOCK_TIMEOUT = 10.0  # seconds; a writer needs milliseconds
-_ADVICE = {
-    errno.EROFS: "It is mounted read-only: mount it for writing or change store.url.",
-    errno.EACCES: "Give it to the user with uid {uid} (chown) or change store.url.",
-    errno.EPERM: "Give it to the user with uid {uid} (chown) or change store.url.",
-    errno.ENOSPC: "The disk is full: make room.",
-    errno.EDQUOT: "The disk quota is used up: make room.",
-    errno.ENOTDIR: "Change store.url to a directory.",
-}
+_NAME_SUFFIX = ".name"
+_PIECE = 1 << 16  # bytes read at once; a record has some 3 kB
 
 
-class FileStore:
-    """Keeps the contract of CertificateStore in one directory. Opening makes the directory if it can."""
+class FileRecords:
+    """Keeps the contract of Records in one directory. Opening makes the directory if it can."""
 
     # Mutable: _lock_fd and _depth (how often this thread has entered `exclusive`), guarded by _thread_lock.
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: Callable[[], float] = boot_time) -> None:
         """Open or make the directory. Raises StoreError when it can't be used or is open to other users."""
         self._directory = directory
-        self._records = directory / _RECORDS
         self._thread_lock = threading.RLock()
         self._lock_fd = -1
         self._depth = 0
-        with _explained(directory, "opened"):
-            _private_directory(directory)
-            _private_directory(self._records)
-            _adopt(self._records, directory)
+        self._leases = FileLeases(directory, self.exclusive, clock)
+        prepare(directory)
 
-    def get(self, name: str) -> Bundle | None:
-        path = self._path(name)
+    def read(self, key: str) -> bytes | None:
+        path = self._path(key)
         try:
-            text = path.read_bytes()
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(_explain(path, "read", error)) from error
+            raise StoreError(explain(Path(path), "read", error)) from error
         try:
-            return _bundle(name, json.loads(text))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{path}: the certificate record is damaged ({_short(error)}). "
-                "Restore it from a backup, or delete the file to have it made again."
-            ) from error
+            return _read_all(descriptor)
+        except OSError as error:
+            raise StoreError(explain(Path(path), "read", error)) from error
+        finally:
+            os.close(descriptor)
 
-    def put(self, name: str, bundle: Bundle) -> None:
-        check_name(name)
-        record = {"name": name, **bundle.to_record()}
-        with self.exclusive(), _explained(self._directory, "written"):
-            _write(self._path(name), json.dumps(record, indent=1).encode("ascii"))
+    def write(self, key: str, value: bytes, lease: Lease | None = None) -> None:
+        folder, name = split_key(key)
+        with self.exclusive(), explained(self._directory, "written"):
+            if lease:
+                self._leases.check(lease)
+            path = make_folder(self._directory, folder) / f"{stem_of(name)}{_SUFFIX}"
+            label = path.with_suffix(_NAME_SUFFIX)
+            if is_shortened(path.name) and not label.exists():
+                replace_file(self._directory, label, name.encode())
+            replace_file(self._directory, path, value)
 
-    def delete(self, name: str) -> None:
-        with self.exclusive(), _explained(self._directory, "written"):
-            self._path(name).unlink(missing_ok=True)
-            _sync_directory(self._records)
+    def remove(self, key: str, lease: Lease | None = None) -> None:
+        path = Path(self._path(key))
+        with self.exclusive(), explained(self._directory, "written"):
+            if lease:
+                self._leases.check(lease)
+            remove_file(path)
+            if is_shortened(path.name):
+                remove_file(path.with_suffix(_NAME_SUFFIX))
 
-    def list(self) -> tuple[str, ...]:
-        with _explained(self._records, "read"):
-            paths = [path for path in self._records.iterdir() if path.suffix == _SUFFIX]
-        return tuple(sorted(filter(None, map(_name_of, paths))))
+    def keys(self, folder: str) -> tuple[str, ...]:
+        check_folder(folder)
+        path = self._directory / folder
+        with explained(path, "read"):
+            try:
+                files = os.listdir(path)  # noqa: PTH208 - ten thousand Path objects are slow
+            except FileNotFoundError:
+                return ()
+            stems = [file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)]
+            return tuple(sorted(filter(None, [_name(path, stem) for stem in stems])))
+
+    def folders(self) -> tuple[str, ...]:
+        with explained(self._directory, "read"):
+            found = [path.name for path in self._directory.iterdir() if path.is_dir()]
+        return tuple(sorted(filter(_is_folder, found)))
+
+    def version(self, folder: str) -> str:
+        check_folder(folder)
+        try:
+            status = os.stat(f"{self._directory}/{folder}")  # noqa: PTH116
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise StoreError(explain(self._directory / folder, "read", error)) from error
+        return f"{status.st_ino:x}-{status.st_mtime_ns:x}"
+
+    def where(self, key: str) -> str:
+        return self._path(key)
+
+    def acquire(self, name: str, seconds: float) -> Lease | None:
+        return self._leases.acquire(name, seconds)
+
+    def renew(self, lease: Lease, seconds: float) -> None:
+        self._leases.renew(lease, seconds)
+
+    def release(self, lease: Lease) -> None:
+        self._leases.release(lease)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -106,16 +138,16 @@ class FileStore:
                 self._leave()
 
     def close(self) -> None:
-        pass  # nothing stays open between calls
+        with self._thread_lock:
+            self._leases.close()
 
     def __repr__(self) -> str:
-        return f"<FileStore {self._directory}>"
+        return f"<FileRecords {self._directory}>"
 
     def _enter(self) -> None:
         if self._depth == 0:
-            with _explained(self._directory, "written"):
-                self._lock_fd = _open_lock(self._directory)
-                _remove_leftovers(self._records)
+            with explained(self._directory, "written"):
+                self._lock_fd = open_lock(self._directory)
         self._depth += 1
 
     def _leave(self) -> None:
@@ -124,172 +156,38 @@ class FileStore:
             os.close(self._lock_fd)  # the last descriptor of an open file takes its flock with it
             self._lock_fd = -1
 
-    def _path(self, name: str) -> Path:
-        return self._records / f"{_stem(name)}{_SUFFIX}"
+    def _path(self, key: str) -> str:
+        folder, name = split_key(key)
+        return f"{self._directory}/{folder}/{stem_of(name)}{_SUFFIX}"
 
 
-def examine(directory: Path, *, made_for_us: bool = False) -> None:
-    """Raise StoreError for what would keep this process from opening a store there. Changes nothing.
+class FileStore(CertificateStore):
+    """A certificate store over records in a directory, unsealed."""
 
-    `made_for_us`: if the directory is missing, somebody who may do so makes it for this user first.
-    """
-    records = directory / _RECORDS
-    with _explained(directory, "opened"):
-        nearest = next(path for path in (records, *records.parents) if _is_there(path))
-        for existing in {directory, records} & {nearest, nearest.parent}:
-            _must_be_closed(existing)
-        if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if nearest != records and os.statvfs(nearest).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        right = os.R_OK if nearest == records else os.W_OK
-        if made_for_us and nearest not in (directory, records):
-            right = 0
-        if not os.access(nearest, right | os.X_OK, effective_ids=True):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    def __init__(self, directory: Path) -> None:
+        super().__init__(FileRecords(directory))
 
 
-def _is_there(path: Path) -> bool:
+def _read_all(descriptor: int) -> bytes:
+    pieces = []
+    while piece := os.read(descriptor, _PIECE):
+        pieces.append(piece)
+        if len(piece) < _PIECE:
+            break
+    return b"".join(pieces)
+
+
+def _name(folder: Path, stem: str) -> str | None:
+    """Return the name of a record, None for a file that is none."""
     try:
-        path.stat()
-    except FileNotFoundError:
+        return (folder / f"{stem}{_NAME_SUFFIX}").read_text("utf-8") if is_shortened(stem) else name_of(stem)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        check_folder(name)
+    except ValueError:
         return False
     return True
-
-
-def _bundle(name: str, record: Any) -> Bundle:
-    if record["name"] != name:
-        raise ValueError(f"it is the record of {record['name']!r}")
-    return Bundle.from_record(record)
-
-
-def _stem(name: str) -> str:
-    """Return a file name that no two names share, not even on a file system that ignores case.
-
-    Everything but `a-z 0-9 . _ -` is percent-encoded, a leading dot too; long names end in a digest after `~`.
-    """
-    plain = b"abcdefghijklmnopqrstuvwxyz0123456789._-"
-    stem = "".join(chr(byte) if byte in plain else f"%{byte:02x}" for byte in name.encode())
-    stem = f"%2e{stem[1:]}" if stem.startswith(".") else stem
-    if len(stem) <= _LONGEST_STEM:
-        return stem
-    return f"{stem[:_LONGEST_STEM]}~{sha256(name.encode()).hexdigest()[:32]}"
-
-
-def _name_of(path: Path) -> str | None:
-    if "~" not in path.stem:
-        return unquote(path.stem)
-    try:
-        name = json.loads(path.read_bytes())["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # damaged, and the shortened file name does not tell the name
-    return name if isinstance(name, str) else None
-
-
-def _private_directory(directory: Path) -> None:
-    """Make the directory, or see that only its owner can enter it."""
-    try:
-        directory.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        if _must_be_closed(directory):
-            directory.chmod(0o700)
-
-
-def _must_be_closed(directory: Path) -> bool:
-    """Tell whether others can enter a directory of ours; raise for one that is not ours to close."""
-    status = directory.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "is not a directory")
-    if not status.st_mode & _OPEN_MODE:
-        return False
-    # Somebody who points the store at /tmp or a home directory must not find its mode changed.
-    ours = status.st_uid == os.geteuid() and {path.name for path in directory.iterdir()} <= {_RECORDS, _LOCK}
-    if not ours and directory.name != _RECORDS:
-        raise StoreError(
-            f"{directory}: other users can enter this directory (mode {stat.S_IMODE(status.st_mode):04o}), "
-            f"and private keys are to be kept in it. Run: chmod 0700 {directory}  or give a directory of its own."
-        )
-    return True
-
-
-def _open_lock(directory: Path) -> int:
-    """Return a descriptor that holds the lock; closing it, or dying, lets go."""
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _adopt(descriptor, directory)
-        _wait_for_flock(descriptor, directory)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _wait_for_flock(descriptor: int, directory: Path) -> None:
-    deadline = time.monotonic() + _LOCK_TIMEOUT
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"{directory}: another process has been writing for {_LOCK_TIMEOUT:.0f} s. "
-                    f"Find it with: fuser {directory / _LOCK}"
-                ) from None
-            time.sleep(0.02)
-        else:
-            return
-
-
-def _remove_leftovers(records: Path) -> None:
-    """Remove what writers left that were killed between write and rename. Only for the holder of the lock."""
-    for path in records.iterdir():
-        if path.name.startswith(_TEMPORARY):
-            path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _adopt(file.fileno(), path.parent)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _adopt(made: int | Path, directory: Path) -> None:
-    """Let what root makes in somebody's store (`sudo tlsproxy trust`) belong to that somebody, who must read it."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and os.stat(made).st_uid != owner.st_uid:  # noqa: PTH116 - also takes descriptors
-        os.chown(made, owner.st_uid, owner.st_gid)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _explained(path: Path, verb: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(_explain(path, verb, error)) from error
-
-
-def _explain(path: Path, verb: str, error: OSError) -> str:
-    advice = _ADVICE.get(error.errno or 0, "Look at the disk and the mount.")
-    return f"{path}: the certificate store can't be {verb} ({error.strerror}). {advice.format(uid=os.geteuid())}"
-
-
-def _short(error: Exception) -> str:
-    """Return the reason without any piece of the record: a damaged one may still hold a key."""
-    return f"not JSON at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(error)[:100]
