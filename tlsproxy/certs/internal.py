@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tlsproxy.certs.plan import Obtain, plan_leaf, plan_root
+from tlsproxy.certs.plan_internal import plan_leaf, plan_root
+from tlsproxy.certs.wanted import Obtain
 from tlsproxy.errors import StoreError
 from tlsproxy.store.base import CertificateStore
 from tlsproxy.store.bundle import Bundle, normal_host

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.store.pki import issue
-from tlsproxy.certs.plan import Obtain, Wait, plan_leaf, plan_root
+from tlsproxy.certs.plan_internal import plan_leaf, plan_root
+from tlsproxy.certs.wanted import Obtain, Wait
 from tlsproxy.store.bundle import Bundle
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
