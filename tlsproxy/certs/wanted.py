@@ -73,10 +73,10 @@ class Held:
             serial=bundle.serial,
             fingerprint=bundle.fingerprint,
             issuer=bundle.issuer,
-            directory=getattr(bundle, "directory", ""),
-            account=getattr(bundle, "account", ""),
-            profile=getattr(bundle, "profile", ""),
-            ari_id=getattr(bundle, "ari_id", ""),
+            directory=bundle.directory,
+            account=bundle.account,
+            profile=bundle.profile,
+            ari_id=bundle.ari_id,
             source=bundle.source,
         )
 
