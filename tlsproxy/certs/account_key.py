@@ -48,6 +48,10 @@ class AccountKey:
         """Return the key authorization of a challenge's token (RFC 8555 8.1)."""
         return f"{token}.{self.thumbprint}"
 
+    def dns_value(self, token: str) -> str:
+        """Return what dns-01 wants in a TXT record (RFC 8555 8.4)."""
+        return b64url(hashlib.sha256(self.authorization(token).encode()).digest())
+
 
 def b64url(octets: bytes) -> str:
     """Return base64url without padding, as JOSE writes it."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any, Self
 
-from tlsproxy.certs.problems import AcmeFailure
+from tlsproxy.certs.problems import AcmeFailure, FailureKind, clean, from_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,27 @@ class Directory:
     terms: str = ""
     caa_identities: tuple[str, ...] = ()
 
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], url: str) -> Self:
+        """Read it (RFC 8555 7.1.1). Raises AcmeFailure if it is no directory."""
+        if missing := [name for name in ("newNonce", "newAccount", "newOrder") if not _text(document, name)]:
+            raise AcmeFailure(
+                FailureKind.UNREACHABLE,
+                type="caAnswer",
+                detail=f"no ACME directory: it has no {', '.join(missing)}",
+                step="directory",
+                directory=url,
+            )
+        meta = _object(document, "meta")
+        return cls(
+            url=url,
+            profiles={clean(name): clean(str(text)) for name, text in _object(meta, "profiles").items()},
+            eab_required=meta.get("externalAccountRequired") is True,
+            has_renewal_info=bool(_text(document, "renewalInfo")),
+            terms=_text(meta, "termsOfService"),
+            caa_identities=_texts(meta, "caaIdentities"),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -50,6 +72,41 @@ class Order:
     expires: datetime | None = None
     retry_after: float | None = None
     profile: str = ""
+    directory: str = ""
+
+    @property
+    def failure(self) -> AcmeFailure | None:
+        """Why it is invalid, None if it is not."""
+        if self.status != "invalid":
+            return None
+        return self.error or AcmeFailure(
+            FailureKind.BAD_ORDER, detail="the CA gave no reason", step="poll", directory=self.directory
+        )
+
+    @classmethod
+    def parse(
+        cls, document: Mapping[str, Any], url: str, *, directory: str = "", retry_after: float | None = None
+    ) -> Self:
+        """Read it (RFC 8555 7.1.3)."""
+        identifiers = document.get("identifiers")
+        error = _object(document, "error")
+        return cls(
+            url=url,
+            status=_text(document, "status"),
+            identifiers=tuple(
+                _text(each, "value")
+                for each in (identifiers if isinstance(identifiers, list) else ())
+                if isinstance(each, dict)
+            ),
+            authorizations=_texts(document, "authorizations"),
+            finalize=_text(document, "finalize"),
+            certificate=_text(document, "certificate"),
+            error=from_problem(error, step="validation", directory=directory) if error else None,
+            expires=instant(_text(document, "expires")),
+            retry_after=retry_after,
+            profile=_text(document, "profile"),
+            directory=directory,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +118,20 @@ class Challenge:
     token: str = ""
     status: str = "pending"
     failure: AcmeFailure | None = None
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], identifier: str, *, directory: str = "") -> Self:
+        """Read it (RFC 8555 8). `identifier` is whom its error is about."""
+        error = _object(document, "error")
+        return cls(
+            type=_text(document, "type"),
+            url=_text(document, "url"),
+            token=_text(document, "token"),
+            status=_text(document, "status") or "pending",
+            failure=from_problem(error, step="validation", directory=directory, identifier=identifier)
+            if error
+            else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +147,47 @@ class Authorization:
     status: str
     challenges: tuple[Challenge, ...] = ()
     retry_after: float | None = None
+    directory: str = ""
+
+    @classmethod
+    def parse(
+        cls, document: Mapping[str, Any], url: str, *, directory: str = "", retry_after: float | None = None
+    ) -> Self:
+        """Read it (RFC 8555 7.1.4)."""
+        identifier, challenges = _text(_object(document, "identifier"), "value"), document.get("challenges")
+        return cls(
+            url=url,
+            identifier=identifier,
+            is_wildcard=document.get("wildcard") is True,
+            status=_text(document, "status"),
+            challenges=tuple(
+                Challenge.parse(each, identifier, directory=directory)
+                for each in (challenges if isinstance(challenges, list) else ())
+                if isinstance(each, dict)
+            ),
+            retry_after=retry_after,
+            directory=directory,
+        )
 
     @property
     def failure(self) -> AcmeFailure | None:
-        """Why it is invalid: the first challenge's error that there is."""
-        return next((each.failure for each in self.challenges if each.failure), None)
+        """Why it can't be used, None if it is valid or may become so.
+
+        An error beside a status of pending is one look of several that the CA takes (RFC 8555 8.2).
+        """
+        if self.status in _ENDED:
+            return AcmeFailure(FailureKind.BAD_ORDER, detail=f"the authorization is {self.status}", **self._whose)
+        if self.status != "invalid":
+            return None
+        reason = next((each.failure for each in self.challenges if each.failure), None)
+        return reason or AcmeFailure(FailureKind.VALIDATION, **self._whose)
+
+    @property
+    def _whose(self) -> dict[str, Any]:
+        return {"identifier": self.identifier, "step": "validation", "directory": self.directory}
+
+
+_ENDED = ("deactivated", "expired", "revoked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +198,42 @@ class RenewalInfo:
     end: datetime
     explanation_url: str = ""
     retry_after: float | None = None
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], *, directory: str = "", retry_after: float | None = None) -> Self:
+        """Read it. Raises AcmeFailure for a window that is none: whoever asked goes by the certificate's age then."""
+        window = _object(document, "suggestedWindow")
+        start, end = (instant(_text(window, name)) for name in ("start", "end"))
+        if start is None or end is None or end <= start:
+            raise AcmeFailure(
+                FailureKind.INTERNAL,
+                type="caAnswer",
+                detail="renewal information without a window of time",
+                step="renewal",
+                directory=directory,
+            )
+        return cls(start, end, clean(_text(document, "explanationURL")), retry_after)
+
+
+def instant(text: str) -> datetime | None:
+    """Return the instant of an RFC 3339 time in UTC, None for what is none."""
+    try:
+        when = datetime.fromisoformat(text.upper())
+    except ValueError:
+        return None
+    return when.astimezone(UTC) if when.tzinfo else None
+
+
+def _text(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _texts(document: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = document.get(name)
+    return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+
+
+def _object(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = document.get(name)
+    return value if isinstance(value, dict) else {}
