@@ -246,6 +246,7 @@ def running_proxy(
         listen = {{ https = ["127.0.0.1:0"], http = [{f'"{http}"' if http else ""}] }}
         server = {{ workers = {workers}, drain = "1s" }}
         store = {{ url = "file://{folder}/store" }}
+        admin = {{ socket = "{folder}/admin.sock" }}
         log = {{ format = "json", access = "{folder}/access.log" }}
         {head}
         {sites}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult
 
@@ -38,7 +38,7 @@ class Call:
             await self._news.wait()
         return self.result
 
-    async def follow(self, patience: float) -> AsyncIterator[AdminProgress | AdminResult | None]:
+    async def follow(self, patience: float) -> AsyncGenerator[AdminProgress | AdminResult | None, None]:
         """Yield every step from the first on, then the result; None whenever nothing came for `patience` seconds."""
         seen = 0
         while True:

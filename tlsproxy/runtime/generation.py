@@ -100,6 +100,9 @@ class Generation:
             if child.spec.is_worker:
                 child.channel.send(message)
 
+    def count_ready_workers(self) -> int:
+        return sum(child.spec.is_worker and child.is_ready for child in self._children)
+
     def certifier_pid(self) -> int | None:
         """None while there is none that could be asked."""
         certifier = self._find_certifier()

@@ -3,7 +3,8 @@
     tlsproxy run ─ Supervisor ─┬─ certifier          SIGTERM, SIGINT   drain, leave; a second one: leave now
          owns the listeners,   ├─ worker 0           SIGUSR1           reopen the log files
          sleeps until a child  └─ worker 1 …         SIGCHLD           reap, replace
-         ends or a signal comes
+         ends, a signal comes,
+         or somebody asks on the admin socket
 
 Rule: before `proxy.ready` every failure ends everything and says why; after it no child's death ends the proxy.
 """
@@ -19,12 +20,15 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.openssl import openssl_environment
 from tlsproxy.runtime import privileges
+from tlsproxy.runtime.admin import AdminServer, Identity
 from tlsproxy.runtime.control import ListenerKind, ReopenLogs, Start
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.process import ChildSpec
@@ -59,7 +63,7 @@ def run(loaded: Loaded) -> int:
 class Supervisor:
     """The composition root of the parent."""
 
-    # Mutable: _generation (the one that serves), _stops (how many stop signals came), the two events they set.
+    # Mutable: _generation (the one that serves), the two events that stop signals set.
 
     def __init__(self, settings: Settings, listeners: tuple[Listener, ...]) -> None:
         self._settings = settings
@@ -68,6 +72,7 @@ class Supervisor:
         self._ticket_secret = secrets.token_hex(TICKET_SECRET_BYTES)
         self._log_maker = LogMaker(settings)
         self._generation = self._make_generation(1)
+        self._admin = AdminServer(_identity(settings, listeners), lambda: self._generation)
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -80,12 +85,15 @@ class Supervisor:
                 await self._drain()
         finally:
             await self._generation.kill()
+            await self._admin.kill()
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
         starting = asyncio.create_task(self._generation.start())
         if await _is_first(starting, self._stop):
             starting.result()
+            if self._settings.admin.socket != "off":
+                await self._admin.open(Path(self._settings.admin.socket))
             self._log_ready()
             return True
         starting.cancel()
@@ -98,6 +106,8 @@ class Supervisor:
         logger.info("proxy.draining", extra={"timeout": self._settings.server.drain})
         # The kernel refuses new connections once the last copy is closed: ours here, the workers' in their drain.
         close_listeners(self._listeners)
+        # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
+        self._admin.close()
         drain = asyncio.create_task(self._generation.drain(self._settings.server.drain, last=True))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
@@ -154,12 +164,20 @@ class Supervisor:
 
     def _log_ready(self) -> None:
         ready = {
-            "listeners": [str(listener) for listener in self._listeners if listener.slot == 0],
+            "listeners": list(_describe(self._listeners)),
             "sites": len(self._settings.sites),
             "workers": self._settings.resolve_workers(),
             "pid": os.getpid(),
         }
         logger.info("proxy.ready", extra=ready)
+
+
+def _identity(settings: Settings, listeners: Iterable[Listener]) -> Identity:
+    return Identity(sites=len(settings.sites), listeners=_describe(listeners), started=datetime.now(UTC))
+
+
+def _describe(listeners: Iterable[Listener]) -> tuple[str, ...]:
+    return tuple(str(listener) for listener in listeners if listener.slot == 0)
 
 
 def _https_addresses(listeners: Iterable[Listener]) -> tuple[str, ...]:

@@ -1,0 +1,286 @@
+"""The admin API: routes on the unix socket -> what the supervisor knows, or a call to the certifier.
+
+Knows the routes, which of them are quick questions and which are work; not HTTP (adminhttp does), not certificates (the
+certifier does). Rules: there is at most one piece of work per certificate, who asks for the same again follows it; a
+client that leaves ends nothing; keys never come this way; nothing that goes wrong here ends the proxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tlsproxy import __version__
+from tlsproxy.runtime import adminhttp
+from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
+from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket
+from tlsproxy.runtime.calls import Call
+from tlsproxy.runtime.control import AdminProgress, AdminResult
+from tlsproxy.runtime.generation import Generation
+
+logger = logging.getLogger(__name__)
+
+MAX_CLIENTS = 16
+MAX_NAME = 512
+"""Characters of a certificate's name, as in the store."""
+
+QUESTION_LIMIT = 20.0
+WORK_LIMIT = 3600.0
+"""Seconds for the certifier to answer. Work may wait for the DNS, and for a CA that is busy."""
+
+STATS_LIMIT = 1.0
+HEARTBEAT = 10.0
+"""Seconds of silence after which a client that follows some work gets an empty line."""
+
+_FIRST_WORD = 1.0  # seconds in which an error still becomes the status of the answer
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What stays the same about a running proxy."""
+
+    sites: int
+    listeners: tuple[str, ...]
+    started: datetime
+
+
+class AdminServer:
+    """Serves the API until it is closed. `generation` returns the one that serves now."""
+
+    # Mutable: _socket and _server (while open), _clients (a task for each), _work (open work by certificate).
+
+    def __init__(
+        self,
+        identity: Identity,
+        generation: Callable[[], Generation],
+        canonical: Callable[[str], str] = str,
+    ) -> None:
+        """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one."""
+        self._identity = identity
+        self._generation = generation
+        self._canonical = canonical
+        self._socket: AdminSocket | None = None
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._work: dict[str, Call] = {}
+
+    async def open(self, path: Path) -> None:
+        """Serve at `path`. If that can't be, a warning says why, and the proxy goes on without."""
+        try:
+            self._socket = await open_admin_socket(path)
+        except AdminSocketError as error:
+            logger.warning("admin.unavailable", extra={"socket": str(path), "error": str(error)})
+            return
+        self._server = await asyncio.start_unix_server(self._welcome, sock=self._socket.socket)
+
+    def close(self) -> None:
+        """Take no more clients and give the name free. Those who are there stay until `kill`."""
+        if self._socket is not None:
+            self._socket.remove()
+        if self._server is not None:
+            self._server.close()  # and with it the socket
+
+    async def kill(self) -> None:
+        """Part with everybody."""
+        self.close()
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = asyncio.current_task()
+        if client is None or len(self._clients) >= MAX_CLIENTS:
+            await adminhttp.turn_away(writer, 503, f"there are {MAX_CLIENTS} clients already. Try again in a moment.")
+            return
+        self._clients.add(client)
+        try:
+            await adminhttp.serve(reader, writer, self.answer)
+        finally:
+            self._clients.discard(client)
+
+    # --- routes -------------------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Answer | Lines:
+        """Answer one request. Raises Refusal."""
+        matches = [(route, name) for route in ROUTES if (name := route.match(request.path)) is not None]
+        if not matches:
+            return Answer(404, {"error": _unknown(request.path), "routes": [str(route) for route in ROUTES]})
+        for route, name in matches:
+            if route.method == request.method:
+                _check_name(name)
+                return await route.act(self, Asked(route.verb, name, request.options))
+        allowed = ", ".join(route.method for route, _ in matches)
+        sentence = f"{request.method} has no meaning for /{'/'.join(request.path)}; use {allowed}"
+        return Answer(405, {"error": sentence}, (("Allow", allowed),))
+
+    async def tell_status(self, _: Asked) -> Answer:
+        generation = self._generation()
+        stats, certifier = await asyncio.gather(
+            generation.worker_stats(STATS_LIMIT), generation.call_certifier("status", limit=STATS_LIMIT).wait()
+        )
+        return Answer(
+            200,
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "generation": generation.number,
+                "started": _instant(self._identity.started),
+                "workers": [_worker_row(pid, values) for pid, values in stats.items()],
+                "certifier": _certifier_row(generation.certifier_pid(), certifier),
+                "sites": self._identity.sites,
+                "certificates": _counts(certifier),
+                "listeners": list(self._identity.listeners),
+            },
+        )
+
+    async def tell_health(self, _: Asked) -> Answer:
+        ready = self._generation().count_ready_workers()
+        if not ready:
+            return Answer(503, {"error": "no worker is ready at the moment, they are being started again"})
+        return Answer(200, {"status": "ok", "workers": ready})
+
+    async def ask(self, asked: Asked) -> Answer:
+        """Put a question to the certifier, which answers at once."""
+        call = self._generation().call_certifier(asked.verb, asked.name, asked.options, limit=QUESTION_LIMIT)
+        result = await call.wait()
+        return Answer(result.status, result.body)
+
+    async def remove(self, asked: Asked) -> Answer:
+        self._refuse_clash(asked)
+        return await self.ask(asked)
+
+    async def work(self, asked: Asked) -> Answer | Lines:
+        """Have something done that takes its time, or follow it if it is being done; an early error is an answer."""
+        self._refuse_clash(asked)
+        place = self._canonical(asked.name)
+        call = self._work.get(place)
+        if call is None or call.result is not None:
+            call = self._generation().call_certifier(asked.verb, asked.name, asked.options, limit=WORK_LIMIT)
+            self._work = {key: other for key, other in self._work.items() if other.result is None}
+            self._work[place] = call
+        result = await _first_word(call)
+        return Answer(result.status, result.body) if result else _lines(call)
+
+    def _refuse_clash(self, asked: Asked) -> None:
+        call = self._work.get(self._canonical(asked.name))
+        if call is None or call.result is not None:
+            return
+        under_way = call.message
+        if (under_way.verb, under_way.options) != (asked.verb, dict(asked.options)):
+            doing = f"{under_way.verb} of {under_way.name}" if under_way.name else under_way.verb
+            raise Refusal(409, f"another piece of work is under way: {doing}. Wait for its end, then ask again.")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that a route has understood."""
+
+    verb: str
+    name: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path` may have one NAME in it."""
+
+    method: str
+    path: tuple[str, ...]
+    act: Callable[[AdminServer, Asked], Awaitable[Answer | Lines]]
+    verb: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.method} /{'/'.join(self.path)}"
+
+    def match(self, path: Sequence[str]) -> str | None:
+        """Return the name in the path ("" if the route has none), or None when this is another route."""
+        if len(path) != len(self.path):
+            return None
+        name = ""
+        for wanted, segment in zip(self.path, path, strict=True):
+            if wanted == "NAME" and segment:
+                name = segment
+            elif wanted != segment:
+                return None
+        return name
+
+
+ROUTES = (
+    Route("GET", ("status",), AdminServer.tell_status),
+    Route("GET", ("healthz",), AdminServer.tell_health),
+    Route("GET", ("certs",), AdminServer.ask, "list"),
+    Route("GET", ("certs", "NAME"), AdminServer.ask, "show"),
+    Route("DELETE", ("certs", "NAME"), AdminServer.remove, "remove"),
+    Route("GET", ("certs", "NAME", "why"), AdminServer.ask, "why"),
+    Route("POST", ("certs", "NAME", "obtain"), AdminServer.work, "obtain"),
+    Route("POST", ("certs", "NAME", "renew"), AdminServer.work, "renew"),
+    Route("POST", ("certs", "NAME", "revoke"), AdminServer.work, "revoke"),
+    Route("POST", ("certs", "NAME", "announce"), AdminServer.ask, "announce"),
+    Route("GET", ("quota",), AdminServer.ask, "quota"),
+    Route("POST", ("accounts", "rollover"), AdminServer.work, "rollover"),
+)
+
+
+def _unknown(path: Sequence[str]) -> str:
+    known = ", ".join(str(route) for route in ROUTES)
+    return f"there is no /{'/'.join(path)}. There is {known}; a / within NAME is written %2F."
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise Refusal(400, f"a name has at most {MAX_NAME} characters, and no control characters")
+
+
+def _worker_row(pid: int, values: Mapping[str, int] | None) -> dict[str, int | None]:
+    counters = values or {}
+    return {"pid": pid, "connections": counters.get("connections"), "requests": counters.get("requests")}
+
+
+def _certifier_row(pid: int | None, result: AdminResult) -> dict[str, Any]:
+    """Its own word for its state, if it has one."""
+    silent = "restarting" if pid is None else "silent"
+    said = result.body if result.status == 200 and isinstance(result.body, dict) else {"state": silent}
+    return {"pid": pid, "state": said.get("state", "running")}
+
+
+def _counts(result: AdminResult) -> dict[str, int] | None:
+    """How many certificates are in which state; unknown (None) while the certifier does not answer."""
+    if result.status != 200 or not isinstance(result.body, dict):
+        return None
+    return {key: result.body.get(key, 0) for key in ("valid", "pending", "failed")}
+
+
+async def _first_word(call: Call) -> AdminResult | None:
+    """Return the result if it is the first thing that comes; None as soon as a step, or nothing, came."""
+    async with contextlib.aclosing(call.follow(_FIRST_WORD)) as events:
+        event = await anext(events)
+    return event if isinstance(event, AdminResult) else None
+
+
+async def _lines(call: Call) -> Lines:
+    async with contextlib.aclosing(call.follow(HEARTBEAT)) as events:
+        async for event in events:
+            yield _line(event)
+
+
+def _line(event: AdminProgress | AdminResult | None) -> dict[str, Any] | None:
+    match event:
+        case AdminProgress(step=step, host=host, text=text):
+            return {"step": step, "host": host, "text": text}
+        case AdminResult(status=status, body=body) if status < 400:
+            return {"status": status, "result": body}
+        case AdminResult(status=status, body=body):
+            return {"status": status, **(body if isinstance(body, dict) else {"error": str(body)})}
+        case None:
+            return None
+
+
+def _instant(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

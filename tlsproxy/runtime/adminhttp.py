@@ -1,0 +1,228 @@
+"""One client of the admin API: bytes of a unix socket <-> requests and answers, in h11.
+
+Knows HTTP, its limits and who must not be let in; knows no route. A unix socket is out of reach for a browser, but
+people forward it to a port: then a page the user looks at could write to it. So a request that a browser made is
+refused (Origin, Sec-Fetch-Site; RFC 6454 7, Fetch Metadata), and so is one for a host that is not this machine (DNS
+rebinding). Rules: every wait has a deadline, every body a limit; every failure is answered with {"error": sentence}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import h11
+
+from tlsproxy import __version__
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD = 16 * 1024
+MAX_BODY = 64 * 1024
+READ_TIME = 10.0
+"""Seconds for a request to arrive, and for the next one on the same connection to begin."""
+WRITE_TIME = 10.0
+"""Seconds for a client to take what it was sent."""
+
+_LOCAL_NAMES = frozenset({"", "localhost", "tlsproxy", "unix"})
+_JSON = "application/json"
+_LINES = "application/x-ndjson"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: `path` is the decoded segments, `options` come from the query and from a JSON object as body."""
+
+    method: str
+    path: tuple[str, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer; `body` is JSON."""
+
+    status: int
+    body: Any
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Refusal(Exception):
+    """A request that gets no further. The connection ends with the answer, what is left of the request is not read."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+Lines: TypeAlias = AsyncGenerator[Mapping[str, Any] | None, None]
+"""A long answer, line by line; None is an empty line, which says that all is well and finds out who has left."""
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Answer | Lines]]
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler) -> None:
+    """Answer one client until either side has had enough. Closes the writer; never raises."""
+    connection = _Connection(reader, writer)
+    try:
+        while await connection.exchange(handle):
+            pass
+    except (OSError, TimeoutError, h11.ProtocolError):
+        pass  # the client has left, or takes nothing: there is nobody to tell
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def turn_away(writer: asyncio.StreamWriter, status: int, message: str) -> None:
+    """Answer a client that will not be read from."""
+    body = _json({"error": message})
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    writer.close()
+
+
+class _Connection:
+    # Mutable: the states inside h11.
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+    async def exchange(self, handle: Handler) -> bool:
+        """Serve one request; return whether another may follow."""
+        try:
+            async with asyncio.timeout(READ_TIME):
+                request = await self._read()
+            if request is None:
+                return False
+            answer = await self._ask(handle, request)
+        except Refusal as refusal:
+            await self._send(Answer(refusal.status, {"error": str(refusal)}, (("Connection", "close"),)))
+            return False
+        except h11.RemoteProtocolError as error:
+            refused = Answer(error.error_status_hint, {"error": f"this is not HTTP/1.1: {error}"})
+            await self._send(refused)
+            return False
+        await (self._send(answer) if isinstance(answer, Answer) else self._send_lines(answer))
+        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+            return False
+        self._h11.start_next_cycle()
+        return True
+
+    async def _ask(self, handle: Handler, request: Request) -> Answer | Lines:
+        try:
+            return await handle(request)
+        except Refusal:
+            raise
+        except Exception:
+            logger.exception("admin.crashed", extra={"path": "/".join(request.path)})
+            return Answer(
+                500, {"error": "this failed in a way that was not foreseen; the log of the proxy shows where"}
+            )
+
+    async def _read(self) -> Request | None:
+        """Return the next request, None when the client has closed. Raises Refusal."""
+        head = await self._next_event()
+        if not isinstance(head, h11.Request):
+            return None
+        _refuse_browsers(head)
+        body = bytearray()
+        while isinstance(event := await self._next_event(), h11.Data):
+            body += event.data
+            if len(body) > MAX_BODY:
+                raise Refusal(413, f"the body is longer than {MAX_BODY} bytes")
+        return _build_request(head, bytes(body))
+
+    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while (event := self._h11.next_event()) is h11.NEED_DATA:
+            if self._h11.they_are_waiting_for_100_continue:
+                await self._write(h11.InformationalResponse(status_code=100, headers=[]))
+            self._h11.receive_data(await self._reader.read(MAX_HEAD))
+        return event
+
+    async def _send(self, answer: Answer) -> None:
+        body = _json(answer.body)
+        headers = [("Content-Length", str(len(body))), *answer.headers]
+        await self._write(_response(answer.status, _JSON, headers), h11.Data(body), h11.EndOfMessage())
+
+    async def _send_lines(self, lines: Lines) -> None:
+        async with contextlib.aclosing(lines):
+            await self._write(_response(200, _LINES, []))
+            async for line in lines:
+                await self._write(h11.Data(b"\n" if line is None else _json(line)))
+            await self._write(h11.EndOfMessage())
+
+    async def _write(self, *events: h11.Event) -> None:
+        for event in events:
+            self._writer.write(self._h11.send(event) or b"")
+        async with asyncio.timeout(WRITE_TIME):
+            await self._writer.drain()
+
+
+def _refuse_browsers(head: h11.Request) -> None:
+    headers = {name.lower(): value.decode("latin-1") for name, value in head.headers}
+    if b"origin" in headers or headers.get(b"sec-fetch-site", "none") != "none":
+        raise Refusal(403, "this came from a web page, and web pages may not talk to the admin API")
+    host = headers.get(b"host", "")
+    if not _is_local(host):
+        raise Refusal(403, f'the admin API does not answer for "{host}"; write http://localhost/…')
+
+
+def _is_local(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    if name in _LOCAL_NAMES:
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(name).is_loopback
+    return False
+
+
+def _build_request(head: h11.Request, body: bytes) -> Request:
+    path, _, query = head.target.decode("latin-1").partition("?")
+    if not path.startswith("/"):
+        raise Refusal(400, "the target of the request must be a path")
+    try:
+        segments = tuple(unquote(segment, errors="strict") for segment in path[1:].split("/"))
+        options = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+    except ValueError as error:
+        raise Refusal(400, f"the target of the request cannot be decoded: {error}") from error
+    return Request(head.method.decode(), segments, {**options, **dict(_options(body))})
+
+
+def _options(body: bytes) -> Iterator[tuple[str, str]]:
+    """Read {"force": true, "reason": "superseded"}. Objects and arrays have no meaning here."""
+    if not body:
+        return
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise Refusal(400, "the body is not JSON") from error
+    if not isinstance(fields, dict) or any(isinstance(value, dict | list) for value in fields.values()):
+        raise Refusal(400, 'the body must be a JSON object of plain values, like {"force": true}')
+    for name, value in fields.items():
+        yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _response(status: int, kind: str, headers: list[tuple[str, str]]) -> h11.Response:
+    own = [("Content-Type", kind), ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
+    named = [("Server", f"tlsproxy/{__version__}"), *own, *headers]
+    return h11.Response(status_code=status, reason=HTTPStatus(status).phrase, headers=named)
+
+
+def _json(value: Any) -> bytes:
+    """One line: a reader of lines may take any answer."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
