@@ -12,10 +12,20 @@ from tlsproxy.store.certificates import CertificateStore
 from tlsproxy.store.directory import examine
 from tlsproxy.store.file import FileRecords
 from tlsproxy.store.memory import MemoryRecords
+from tlsproxy.store.mounts import Ephemeral, ephemeral
 from tlsproxy.store.records import Lease, LeaseLost, Records
 from tlsproxy.store.sealed import Keyring
 
-__all__ = ["CertificateStore", "Lease", "LeaseLost", "Records", "examine_store", "open_records", "open_store"]
+__all__ = [
+    "CertificateStore",
+    "Lease",
+    "LeaseLost",
+    "Records",
+    "ephemeral_store",
+    "examine_store",
+    "open_records",
+    "open_store",
+]
 
 
 def open_store(url: str, keys: Sequence[bytes | str] = ()) -> CertificateStore:
@@ -41,6 +51,14 @@ def examine_store(url: str, *, made_for_us: bool = False) -> None:
     directory = directory_of(url)
     if directory is not None:
         examine(directory, made_for_us=made_for_us)
+
+
+def ephemeral_store(url: str, *, is_kubernetes: bool = False) -> Ephemeral | None:
+    """Return why what is in the store will not outlive a restart, as far as that can be told. Raises StoreError."""
+    directory = directory_of(url)
+    if directory is None:
+        return Ephemeral("memory", url, is_kubernetes)
+    return ephemeral(directory, is_kubernetes=is_kubernetes)
 
 
 def directory_of(url: str) -> Path | None:

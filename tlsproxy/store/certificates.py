@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tlsproxy.errors import StoreError
 from tlsproxy.store.bundle import Bundle
-from tlsproxy.store.records import CERTIFICATES, Lease, Records
+from tlsproxy.store.records import CERTIFICATES, Lease, Records, check_folder
 from tlsproxy.store.sealed import Keyring, SealedRecords
 
 _PROBE = "probe/self-test"
@@ -59,7 +59,7 @@ class CertificateStore:
 
     def delete_record(self, folder: str, name: str, lease: Lease | None = None) -> None:
         """Forget the record, if there is one. Raises LeaseLost."""
-        self.records.remove(f"{folder}/{name}", lease)
+        self.records.remove(_key(folder, name), lease)
 
     def list_records(self, folder: str) -> tuple[str, ...]:
         """Return the names of a folder's records, sorted; of damaged ones too."""
@@ -106,7 +106,7 @@ class CertificateStore:
         return f"<CertificateStore {self.records!r}>"
 
     def _read(self, folder: str, name: str, parse: Callable[[Any], T]) -> T | None:
-        key = f"{folder}/{name}"
+        key = _key(folder, name)
         value = self.records.read(key)
         if value is None:
             return None
@@ -122,7 +122,12 @@ class CertificateStore:
     def _write(self, folder: str, name: str, content: dict[str, Any], lease: Lease | None) -> None:
         written = datetime.now(UTC).isoformat(timespec="seconds")
         envelope = {"name": name, "written": written, **content}
-        self.records.write(f"{folder}/{name}", json.dumps(envelope, indent=1).encode("ascii"), lease)
+        self.records.write(_key(folder, name), json.dumps(envelope, indent=1).encode("ascii"), lease)
+
+
+def _key(folder: str, name: str) -> str:
+    check_folder(folder)
+    return f"{folder}/{name}"
 
 
 def parse_envelope(name: str, value: bytes) -> dict[str, Any]:

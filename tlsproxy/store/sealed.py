@@ -33,6 +33,15 @@ _HOW = "Make one with: openssl rand -base64 32"
 _PURPOSE = b"tlsproxy storage v1"
 
 
+class Unopened(StoreError):
+    """What lies there does not open with the keys that there are. Not a word about the store as a whole."""
+
+
+def is_sealed(value: bytes) -> bool:
+    """Tell by the first bytes; no JSON begins with them."""
+    return value.startswith(MAGIC)
+
+
 class Keyring:
     """Master keys, the newest first. The first one seals, each of them opens; without any, nothing is sealed."""
 
@@ -53,32 +62,32 @@ class Keyring:
         return header + self._ciphers[self._newest].encrypt(nonce, value, header + key.encode())
 
     def open(self, key: str, value: bytes, where: str) -> bytes:
-        """Return what was sealed for the record `key`. Raises StoreError that begins with `where`."""
+        """Return what was sealed for the record `key`. Raises Unopened; it begins with `where`."""
         if not self:
             return _plain(value, where)
-        if not value.startswith(MAGIC):
-            raise StoreError(_not_sealed(value, where))
+        if not is_sealed(value):
+            raise Unopened(_not_sealed(value, where))
         if len(value) < OVERHEAD:
-            raise StoreError(f"{where}: this sealed record is cut short. Restore it from a backup, or delete it.")
+            raise Unopened(_cut_short(where))
         header, nonce = value[:_HEADER], value[len(MAGIC) + _KID : _HEADER]
         cipher = self._ciphers.get(header[len(MAGIC) : len(MAGIC) + _KID])
         if cipher is None:
-            raise StoreError(
-                f"{where}: this record is sealed with a key that is not among store.encryption_keys. "
+            raise Unopened(
+                f"{where}: sealed with a key that is not among store.encryption_keys. "
                 "Add the old key after the new one, then run: tlsproxy admin store rekey"
             )
         try:
             return cipher.decrypt(nonce, value[_HEADER:], header + key.encode())
         except InvalidTag as error:
-            raise StoreError(
-                f"{where}: this sealed record was changed, cut short, or moved here from another name. "
+            raise Unopened(
+                f"{where}: sealed, and then changed, cut short or moved here from another name. "
                 "Restore it from a backup, or delete it."
             ) from error
 
     def is_newest(self, value: bytes) -> bool:
         """Tell whether the record is as `seal` would make it now: with the newest key, or plain without keys."""
         if not self:
-            return not value.startswith(MAGIC)
+            return not is_sealed(value)
         return value.startswith(MAGIC + self._newest)
 
     def __len__(self) -> int:
@@ -137,21 +146,24 @@ class SealedRecords:
 
 
 def _plain(value: bytes, where: str) -> bytes:
-    if value.startswith(MAGIC):
-        raise StoreError(
-            f"{where}: this record is sealed, and there are no store.encryption_keys. "
-            "Give the key that it was sealed with."
+    if is_sealed(value):
+        raise Unopened(
+            f"{where}: sealed, but there are no store.encryption_keys. Give the key that it was sealed with."
         )
     return value
 
 
 def _not_sealed(value: bytes, where: str) -> str:
     if MAGIC.startswith(value):
-        return f"{where}: this sealed record is cut short. Restore it from a backup, or delete it."
+        return _cut_short(where)
     return (
-        f"{where}: this record is not sealed, but there are store.encryption_keys. "
+        f"{where}: not sealed, although there are store.encryption_keys. "
         "Seal the records that there are: tlsproxy admin store rekey"
     )
+
+
+def _cut_short(where: str) -> str:
+    return f"{where}: sealed, but cut short. Restore it from a backup, or delete it."
 
 
 def _master(key: bytes | str, number: int) -> bytes:
