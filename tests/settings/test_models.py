@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tlsproxy.settings import CertificateFiles, Listen, Settings, Site, rules
+from tlsproxy.settings import CertificateFiles, Listen, Settings, Site, raw
 from tlsproxy.settings.models import Limits, Log
 
 SITE: dict[str, Any] = {"hosts": ["localhost"], "backends": ["127.0.0.1:8000"]}
@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert settings.limits == Limits(header_size=32768, header_count=100, header_timeout=15, tunnel_idle=3600)
     assert (settings.server.workers, settings.server.drain, settings.tls.minimum_version) == ("auto", 9.5, "1.2")
     assert settings.sites == ()
-    assert {"https": Listen().https, "http": Listen().http} == rules.DEFAULT_LISTEN
+    assert {"https": Listen().https, "http": Listen().http} == raw.DEFAULT_LISTEN
 
 
 def test_a_short_site_is_one_route() -> None:

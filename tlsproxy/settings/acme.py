@@ -7,7 +7,7 @@ secret is a SecretStr, so that nothing shows it by accident, and only the JSON f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
@@ -33,6 +33,9 @@ class Issuer:
 
 class Authority(Section):
     """What can be said about a CA, the first one ([acme]) or a further one ([[acme.fallback]])."""
+
+    SECRETS: ClassVar[tuple[str, ...]] = ("eab_hmac_key",)
+    FILES: ClassVar[tuple[str, ...]] = ("ca_bundle",)
 
     directory: fields.Directory = Field(
         default="letsencrypt", description="letsencrypt, letsencrypt-staging, zerossl, google, or the URL of another."
@@ -81,6 +84,8 @@ class ExecDns(Section):
 
 
 class Rfc2136Dns(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("key_secret",)
+
     server: fields.OptionalServer = Field(
         default="", description="Primary server of the zone: ADDRESS or ADDRESS:PORT."
     )
@@ -93,6 +98,8 @@ class Rfc2136Dns(Section):
 
 
 class AcmeDns(Section):
+    FILES: ClassVar[tuple[str, ...]] = ("credentials",)
+
     server: fields.OptionalUrl = Field(default="", description="URL of the acme-dns server.")
     credentials: fields.OptionalPath = Field(
         default=None, description="JSON file with the registered accounts by domain, as acme-dns clients keep it."
@@ -100,17 +107,19 @@ class AcmeDns(Section):
 
 
 class LexiconDns(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("options",)
+
     provider: str = Field(default="", description="Name of the provider in dns-lexicon, as cloudflare.")
     zone: fields.OptionalHost = Field(default="", description="Zone to update; empty finds it through its SOA record.")
     options: dict[str, fields.Option] = Field(
-        default_factory=dict, description="What the provider asks for, as auth_token; each NAME also as NAME_file."
+        default_factory=dict, description="What the provider asks for, as auth_token."
     )
 
 
 class Dns(Section):
     """How TXT records for dns-01 are made. The table named like the provider holds what it needs."""
 
-    provider: Literal["", "exec", "rfc2136", "acme-dns", "lexicon"] = Field(
+    provider: fields.DnsProvider = Field(
         default="", description="Who makes the TXT records of dns-01; empty is nobody."
     )
     propagation: fields.PositiveDuration = Field(

@@ -29,6 +29,7 @@ from tlsproxy.settings.values import (
 )
 from tlsproxy.settings.writing import write_duration
 
+DNS_PROVIDERS = ("exec", "rfc2136", "acme-dns", "lexicon")
 _EMAIL = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?P<host>[^@\s]+)")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]{16,}")
 _LEAST_KEY_LENGTH = 32
@@ -76,6 +77,16 @@ def parse_directory(value: object) -> str:
     if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
         raise ValueError(f"{show(value)}: an ACME directory is asked over https only; write https://")
     return text
+
+
+def parse_dns_provider(value: object) -> object:
+    """Return who makes TXT records. One of the many that dns-lexicon knows is named there, not here."""
+    if isinstance(value, str) and value and value not in DNS_PROVIDERS:
+        words = ", ".join(f'"{word}"' for word in DNS_PROVIDERS)
+        hint = did_you_mean(value, DNS_PROVIDERS)
+        hint = hint or '; a provider of dns-lexicon is named as in lexicon = { provider = "cloudflare", … }'
+        raise ValueError(f"{show(value)} is not one of {words}{hint}")
+    return value
 
 
 def parse_staging(value: object) -> str:

@@ -65,6 +65,9 @@ Socket = Annotated[str, BeforeValidator(acme_values.parse_socket)]
 OptionalServer = Annotated[str, BeforeValidator(acme_values.parse_optional_server)]
 Resolvers = Annotated[tuple[Annotated[str, BeforeValidator(acme_values.parse_resolver)], ...], _commas]
 Command = Annotated[tuple[str, ...], BeforeValidator(acme_values.parse_command)]
+DnsProvider = Annotated[
+    Literal["", "exec", "rfc2136", "acme-dns", "lexicon"], BeforeValidator(acme_values.parse_dns_provider)
+]
 Challenges = Annotated[tuple[Literal["tls-alpn-01", "http-01", "dns-01"], ...], _commas]
 Rate = Annotated[
     acme_values.Rate,

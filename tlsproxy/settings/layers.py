@@ -11,40 +11,47 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from tlsproxy.errors import ConfigError, Problem
-from tlsproxy.settings import rules
+from tlsproxy.settings import raw, secret_files, tree
 from tlsproxy.settings.models import Settings
 from tlsproxy.settings.positions import find_line, scan_positions
-from tlsproxy.settings.values import as_mapping
 
 PREFIX = "TLSPROXY_"
 CONFIG_VARIABLE = "TLSPROXY_CONFIG"
-_SECTIONS = {name: tuple(getattr(info.annotation, "model_fields", ())) for name, info in Settings.model_fields.items()}
-_OPTIONS: dict[str, rules.Path] = {
+_SECTIONS = {
+    name: tree.known_keys(section) if (section := tree.find_section((name,))) else [] for name in Settings.model_fields
+}
+_OPTIONS: dict[str, raw.Path] = {
     "site": ("sites",),
     "https": ("listen", "https"),
     "http": ("listen", "http"),
     "workers": ("server", "workers"),
+    "email": ("acme", "email"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Values and their places. `names` says which variable or option set a path, `lines` on which line it stands."""
+    """Values and their places. `names` says which variable or option set a path, `lines` on which line it stands.
+
+    `written`: where a secret is named whose text was read out of a file.
+    """
 
     source: str
     values: dict[str, Any]
-    names: Mapping[rules.Path, str] = field(default_factory=dict)
-    lines: dict[rules.Path, int] = field(default_factory=dict)
+    names: Mapping[raw.Path, str] = field(default_factory=dict)
+    lines: dict[raw.Path, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    written: Mapping[raw.Path, raw.Path] = field(default_factory=dict)
 
-    def place(self, path: rules.Path) -> tuple[str, str]:
+    def place(self, path: raw.Path) -> tuple[str, str]:
         """Return source and key for a message about this path."""
+        path = next((self.written[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.written), path)
         if self.source == "option":
             return f"option {self._name(path)}", dotted(path)
         if self.names:
@@ -52,12 +59,12 @@ class Layer:
         line = find_line(self.lines, path)
         return (f"{self.source}:{line}" if line else self.source), dotted(path)
 
-    def origin(self, path: rules.Path) -> str:
+    def origin(self, path: raw.Path) -> str:
         """Return where this path was set, for `explain`."""
         source, key = self.place(path)
         return f"{source} {key}" if self.names and self.source != "option" else source
 
-    def _name(self, path: rules.Path) -> str:
+    def _name(self, path: raw.Path) -> str:
         for length in range(len(path), 0, -1):
             if path[:length] in self.names:
                 rest = dotted(path[length:]) if self.source != "option" else ""
@@ -66,7 +73,7 @@ class Layer:
         return next(beneath, dotted(path))
 
 
-def dotted(path: rules.Path) -> str:
+def dotted(path: raw.Path) -> str:
     """Return "sites.0.hosts" for its path."""
     return ".".join(map(str, path))
 
@@ -85,14 +92,13 @@ def read_file(path: Path, environ: Mapping[str, str]) -> Layer:
         raise _syntax_error(path, text, str(error)) from error
     except RecursionError as error:
         raise _unreadable(path, "is nested too deeply") from error
-    _rebase(values, path.absolute().parent, environ)
-    return Layer(str(path), values, lines=scan_positions(text))
+    return _finish(Layer(str(path), values, lines=scan_positions(text)), path.absolute().parent, environ)
 
 
 def read_environment(environ: Mapping[str, str], source: str) -> Layer:
     """Read the variables TLSPROXY_SECTION__KEY; other names that begin alike belong to others and are left alone."""
     values: dict[str, Any] = {}
-    names: dict[rules.Path, str] = {}
+    names: dict[raw.Path, str] = {}
     problems: list[Problem] = []
     for name, text in sorted(environ.items()):
         path = _variable_path(name)
@@ -103,8 +109,7 @@ def read_environment(environ: Mapping[str, str], source: str) -> Layer:
         else:
             names[path] = name
             _put(values, path, _decoded(text))
-    _rebase(values, Path.cwd(), environ)
-    return Layer(source, values, names, problems=tuple(problems))
+    return _finish(Layer(source, values, names, problems=tuple(problems)), Path.cwd(), environ)
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
@@ -121,7 +126,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
 def read_options(options: Mapping[str, Any], environ: Mapping[str, str]) -> Layer:
     """Read options named as on the command line ("site", "https" …) or "section.key"; None and () are not set."""
     values: dict[str, Any] = {}
-    names: dict[rules.Path, str] = {}
+    names: dict[raw.Path, str] = {}
     for name, value in options.items():
         if value is None or value == () or value == []:
             continue
@@ -129,8 +134,8 @@ def read_options(options: Mapping[str, Any], environ: Mapping[str, str]) -> Laye
         names[path] = f"--{name}"
         # One that is no HOST=BACKEND is told as a whole, not once more for each part it lacks.
         _put(values, path, [_parse_site(text) for text in value if _is_site(text)] if name == "site" else value)
-    _rebase(values, Path.cwd(), environ)
-    return Layer("option", values, names, problems=tuple(_site_problems(options.get("site") or ())))
+    problems = tuple(_site_problems(options.get("site") or ()))
+    return _finish(Layer("option", values, names, problems=problems), Path.cwd(), environ)
 
 
 def _parse_site(text: str) -> dict[str, Any]:
@@ -150,13 +155,13 @@ def _site_problems(sites: Iterable[str]) -> Iterator[Problem]:
             yield Problem("option --site", "", message)
 
 
-def _variable_path(name: str) -> rules.Path | None:
+def _variable_path(name: str) -> raw.Path | None:
     """Return the path a variable sets, or None for names that are not ours."""
     upper = name.upper()
     if not upper.startswith(PREFIX) or upper == CONFIG_VARIABLE:
         return None
     path = tuple(upper.removeprefix(PREFIX).lower().split("__"))
-    return path if len(path) > 1 or path[0] in _SECTIONS else None
+    return path if len(path) > 1 or path[0] in Settings.model_fields else None
 
 
 def _near_miss(name: str, source: str) -> Iterator[Problem]:
@@ -167,8 +172,9 @@ def _near_miss(name: str, source: str) -> Iterator[Problem]:
     """
     for section, keys in _SECTIONS.items():
         for key in keys:
-            if name.upper() == f"{PREFIX}{section}_{key}".upper():
-                yield Problem(source, name, f"has no effect, did you mean {PREFIX}{section.upper()}__{key.upper()}?")
+            if name.upper() == f"{PREFIX}{section}_{key}".upper().replace(".", "_"):
+                meant = f"{PREFIX}{section}__{key}".upper().replace(".", "__")
+                yield Problem(source, name, f"has no effect, did you mean {meant}?")
 
 
 def _decoded(text: str) -> Any:
@@ -181,7 +187,7 @@ def _decoded(text: str) -> Any:
     return text
 
 
-def _put(values: dict[str, Any], path: rules.Path, value: Any) -> None:
+def _put(values: dict[str, Any], path: raw.Path, value: Any) -> None:
     *parents, last = (str(step) for step in path)
     for step in parents:
         if not isinstance(values.get(step), dict):
@@ -190,28 +196,22 @@ def _put(values: dict[str, Any], path: rules.Path, value: Any) -> None:
     values[last] = value
 
 
-def _rebase(values: dict[str, Any], folder: Path, environ: Mapping[str, str]) -> None:
-    """Make the file names in values absolute, for the processes that read them may stand elsewhere."""
-    for table, key in _file_names(values):
-        if isinstance(text := table.get(key), str):
-            table[key] = _absolute(text, folder, environ)
+def _finish(layer: Layer, folder: Path, environ: Mapping[str, str]) -> Layer:
+    """Make file names absolute and read the secrets that are in files."""
+    for table, key in _file_names(layer.values):
+        table[key] = _absolute(table[key], folder, environ)
+    outcome = secret_files.resolve(layer.values)
+    layer = replace(layer, written=outcome.written)
+    found = (Problem(*layer.place(fault.path), fault.message) for fault in outcome.faults)
+    return replace(layer, problems=(*layer.problems, *found))
 
 
 def _file_names(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    yield as_mapping(values.get("store")), "url"
-    log = as_mapping(values.get("log"))
-    if log.get("access") not in {"-", "off", ""}:
-        yield log, "access"
-    sites = values.get("sites")
-    for site in map(as_mapping, sites if isinstance(sites, list) else ()):
-        yield site, "client_ca"
-        for files in map(as_mapping, _as_list(site.get("certificate"))):
-            yield files, "chain"
-            yield files, "key"
-
-
-def _as_list(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, list) else [value]
+    """Find what names files: the processes that read them may stand elsewhere."""
+    for _, table, section in tree.walk(values):
+        twins = (f"{key}_file" for key in section.SECRETS)
+        names = (key for key in (*section.FILES, *twins) if isinstance(table.get(key), str))
+        yield from ((table, key) for key in names if table[key] not in {"-", "off", ""})
 
 
 def _absolute(text: str, folder: Path, environ: Mapping[str, str]) -> str:

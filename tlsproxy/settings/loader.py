@@ -16,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 
 from tlsproxy.errors import ConfigError, Problem
 from tlsproxy.settings import layers as sources
-from tlsproxy.settings import rules
+from tlsproxy.settings import raw, rules
 from tlsproxy.settings.models import Settings
 from tlsproxy.settings.problems import find_place, translate
 
 SEARCHED = (Path("tlsproxy.toml"), Path("/etc/tlsproxy/tlsproxy.toml"))
 _SYSTEM_STORE = Path("/var/lib/tlsproxy")
+_SYSTEM_RUN = Path("/run/tlsproxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ def load(
 ) -> Loaded:
     """Return the effective configuration, or raise ConfigError with everything that is wrong.
 
-    `options` are named as on the command line ("site", "https", "http", "workers") or as "section.key". Without
-    `require_sites` a configuration that serves nothing is fine, as it is for `explain`.
+    `options` are named as on the command line ("site", "https", "http", "workers", "email") or as "section.key".
+    Without `require_sites` a configuration that serves nothing is fine, as it is for `explain`.
     """
     path, layers = _read_layers(config, options, environ, dotenv)
     merged = _merge(layers)
@@ -54,7 +55,7 @@ def load(
     return Loaded(settings, _find_origins(settings, layers, merged), path)
 
 
-def flatten(section: BaseModel, path: rules.Path = ()) -> Iterator[tuple[rules.Path, Any]]:
+def flatten(section: BaseModel, path: raw.Path = ()) -> Iterator[tuple[raw.Path, Any]]:
     """Yield every key of a section with its value: ("sites", 0, "routes", 0, "path"), "/"."""
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -77,7 +78,8 @@ def _read_layers(
         lambda: sources.read_options(options, environ),
         lambda: sources.read_environment(environ, "environment"),
         lambda: sources.read_environment(variables, str(dotenv)),
-        lambda: sources.read_file(path, environ) if path else _machine_defaults(environ),
+        lambda: sources.read_file(path, environ) if path else _default_store(environ),
+        lambda: _default_socket(environ),
     ]
     layers: list[sources.Layer] = []
     problems: list[Problem] = []
@@ -107,14 +109,31 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _machine_defaults(environ: Mapping[str, str]) -> sources.Layer:
+def _default_store(environ: Mapping[str, str]) -> sources.Layer:
     """Without a file a normal user should get a working proxy: keep the store where that user may write."""
-    if os.geteuid() == 0 or os.access(_SYSTEM_STORE, os.W_OK):
+    if _is_ours(_SYSTEM_STORE):
         return sources.Layer("default", {})
+    url = (_state_folder(environ) / "tlsproxy").as_uri()
+    return sources.Layer(f"default ({_SYSTEM_STORE} is not writable for this user)", {"store": {"url": url}})
+
+
+def _default_socket(environ: Mapping[str, str]) -> sources.Layer:
+    """Put the admin socket where this user may make one. `admin` finds it there, for it asks here as `run` does."""
+    if _is_ours(_SYSTEM_RUN):
+        return sources.Layer("default", {})
+    run = environ.get("XDG_RUNTIME_DIR", "")
+    folder = Path(run) if run.startswith("/") else _state_folder(environ)
+    source = f"default ({_SYSTEM_RUN} is not writable for this user)"
+    return sources.Layer(source, {"admin": {"socket": str(folder / "tlsproxy" / "admin.sock")}})
+
+
+def _is_ours(folder: Path) -> bool:
+    return os.geteuid() == 0 or os.access(folder, os.W_OK)
+
+
+def _state_folder(environ: Mapping[str, str]) -> Path:
     home = environ.get("HOME") or str(Path("~").expanduser())
-    state = Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state").absolute()
-    source = f"default ({_SYSTEM_STORE} is not writable for this user)"
-    return sources.Layer(source, {"store": {"url": (state / "tlsproxy").as_uri()}})
+    return Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state").absolute()
 
 
 def _merge(layers: Sequence[sources.Layer]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Rule: a Settings that exists is right, whoever built it, and goes to a child pro
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, SecretStr, Tag, model_validator
 
@@ -85,6 +85,9 @@ class Tls(Section):
 
 
 class Store(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("encryption_keys",)
+    FILES: ClassVar[tuple[str, ...]] = ("url",)
+
     url: fields.StoreUrl = Field(
         default="file:///var/lib/tlsproxy",
         description="Where certificates and keys are kept: file:///folder or memory:.",
@@ -115,6 +118,8 @@ class OnDemand(Section):
 
 
 class Events(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("webhook",)
+
     command: fields.Command = Field(
         default=(), description="Program and arguments run for each event, which it reads as JSON on its stdin."
     )
@@ -122,12 +127,16 @@ class Events(Section):
 
 
 class Admin(Section):
+    FILES: ClassVar[tuple[str, ...]] = ("socket",)
+
     socket: fields.Socket = Field(
         default="/run/tlsproxy/admin.sock", description='Unix socket of the admin API, mode 0600; "off" has none.'
     )
 
 
 class Log(Section):
+    FILES: ClassVar[tuple[str, ...]] = ("access",)
+
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged."
     )
@@ -159,6 +168,8 @@ class Log(Section):
 
 class CertificateFiles(Section):
     """A chain and its key, as PEM files; both are absolute once loaded from a file."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("chain", "key")
 
     chain: Path = Field(description="Certificate with its intermediates, PEM.")
     key: Path = Field(description="Private key, PEM.")
@@ -207,6 +218,7 @@ def _describe_short_form(schema: dict[str, Any]) -> None:
 
 class Site(Section):
     model_config = ConfigDict(json_schema_extra=_describe_short_form)
+    FILES: ClassVar[tuple[str, ...]] = ("client_ca",)
 
     hosts: fields.Hosts = Field(
         min_length=1, description="Names served: exact, *.example.com, or * with certificates on demand."

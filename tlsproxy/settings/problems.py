@@ -13,10 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tlsproxy.errors import Problem
-from tlsproxy.settings import rules
+from tlsproxy.settings import raw, rules, tree
 from tlsproxy.settings.layers import Layer, dotted
-from tlsproxy.settings.models import CertificateFiles, Route, Settings, Site
-from tlsproxy.settings.values import as_mapping, did_you_mean
+from tlsproxy.settings.values import did_you_mean
 
 _UNION_TAGS = frozenset({"word", "file", "files"})
 _PLAIN: dict[str, str] = {
@@ -30,7 +29,7 @@ _PLAIN: dict[str, str] = {
 }
 
 
-def find_place(layers: Sequence[Layer], path: rules.Path) -> Layer | None:
+def find_place(layers: Sequence[Layer], path: raw.Path) -> Layer | None:
     """Return the layer that sets this path: the highest that has it, unless a higher one replaced what it lies in."""
     for layer in layers:
         values: Any = layer.values
@@ -57,7 +56,7 @@ def translate(error: ValidationError, layers: Sequence[Layer], merged: dict[str,
     return sorted(problems.values(), key=_file_order)
 
 
-def _independent(found: list[dict[str, Any]], paths: list[rules.Path]) -> Iterator[tuple[dict[str, Any], rules.Path]]:
+def _independent(found: list[dict[str, Any]], paths: list[raw.Path]) -> Iterator[tuple[dict[str, Any], raw.Path]]:
     """Drop what follows: a list too short because its items were refused, routes missing because backends are."""
     for item, path in zip(found, paths, strict=True):
         loc = item["loc"]
@@ -66,12 +65,12 @@ def _independent(found: list[dict[str, Any]], paths: list[rules.Path]) -> Iterat
             yield item, path
 
 
-def _problem(item: dict[str, Any], path: rules.Path, layers: Sequence[Layer], merged: dict[str, Any]) -> Problem:
+def _problem(item: dict[str, Any], path: raw.Path, layers: Sequence[Layer], merged: dict[str, Any]) -> Problem:
     source, key = _place(layers, path)
     return Problem(source, key, _message(item, path, lambda other: _other_place(layers, item, other, merged)))
 
 
-def _place(layers: Sequence[Layer], path: rules.Path) -> tuple[str, str]:
+def _place(layers: Sequence[Layer], path: raw.Path) -> tuple[str, str]:
     """Find the place of a path, or of the nearest thing around it that is written somewhere, and keep the full key."""
     for length in range(len(path), 0, -1):
         layer = find_place(layers, path[:length])
@@ -80,13 +79,13 @@ def _place(layers: Sequence[Layer], path: rules.Path) -> tuple[str, str]:
     return "default", dotted(path)
 
 
-def _other_place(layers: Sequence[Layer], item: dict[str, Any], other: rules.Path, merged: dict[str, Any]) -> str:
+def _other_place(layers: Sequence[Layer], item: dict[str, Any], other: raw.Path, merged: dict[str, Any]) -> str:
     base = item["loc"][: len(item["loc"]) - item["ctx"]["depth"]]
     path = rules.written_path(_without_tags((*base, *other)), merged)
     return " at ".join(reversed(_place(layers, path)))
 
 
-def _message(item: dict[str, Any], path: rules.Path, place_of: Callable[[rules.Path], str]) -> str:
+def _message(item: dict[str, Any], path: raw.Path, place_of: Callable[[raw.Path], str]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "rule":
         first = f"; first as {place_of(context['other'])}" if context["other"] else ""
@@ -100,7 +99,7 @@ def _message(item: dict[str, Any], path: rules.Path, place_of: Callable[[rules.P
     if kind in {"greater_than_equal", "less_than_equal"}:
         return f"must be at {'least' if kind[0] == 'g' else 'most'} {context['ge' if kind[0] == 'g' else 'le']}"
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return f"is a table; write [{path[0]}] and its keys" if path[0] != "sites" else "is a table; write [[sites]]"
+        return _table_message(path)
     return _PLAIN.get(kind) or f"{item['msg'][:1].lower()}{item['msg'][1:]}"
 
 
@@ -111,43 +110,24 @@ def _choice_message(given: Any, expected: str) -> str:
     return f"{text[:80]} is not one of {shown}{did_you_mean(str(given), choices)}"
 
 
-def _key_hint(path: rules.Path) -> str:
-    key = str(path[-1])
-    near = did_you_mean(key, _known_keys(path[:-1]))
+def _table_message(path: raw.Path) -> str:
+    name = ".".join(step for step in path if isinstance(step, str))
+    is_list = f"[[{name}]]" in tree.homes()
+    return f"is a table; write [[{name}]]" if is_list else f"is a table; write [{name}] and its keys"
+
+
+def _key_hint(path: raw.Path) -> str:
+    key, section = str(path[-1]), tree.find_section(path[:-1])
+    near = did_you_mean(key, tree.known_keys(section)) if section else ""
     if near:
         return near
-    sections = {
-        name: as_mapping(getattr(info.annotation, "model_fields", {})) for name, info in _fields(Settings).items()
-    }
-    home = next((name for name, keys in sections.items() if key in keys), "")
-    if home:
-        return f'; it belongs to [{home}], did you mean "{home}.{key}"?'
-    owner = "[[sites.routes]]" if key in _fields(Route) else "[[sites]]" if key in _fields(Site) else ""
-    return f"; it belongs to {owner}" if owner else ""
+    home = next((header for header, other in tree.homes().items() if key in tree.known_keys(other)), "")
+    if not home or home.startswith("[["):
+        return f"; it belongs to {home}" if home else ""
+    return f'; it belongs to {home}, did you mean "{home.strip("[]")}.{key}"?'
 
 
-def _known_keys(path: rules.Path) -> list[str]:
-    names = [step for step in path if isinstance(step, str)]
-    match names:
-        case []:
-            return list(_fields(Settings))
-        case ["sites"]:
-            return ["backends", *_fields(Site)]
-        case ["sites", "routes"]:
-            return list(_fields(Route))
-        case ["sites", "certificate"]:
-            return list(_fields(CertificateFiles))
-        case [section] if section in _fields(Settings):
-            return list(getattr(_fields(Settings)[section].annotation, "model_fields", {}))
-        case _:
-            return []
-
-
-def _fields(model: type[Any]) -> dict[str, Any]:
-    return dict(model.model_fields)
-
-
-def _without_tags(loc: rules.Path) -> rules.Path:
+def _without_tags(loc: raw.Path) -> raw.Path:
     return tuple(
         step
         for step, before in zip(loc, ("", *loc), strict=False)
@@ -161,7 +141,7 @@ def _has(values: Any, step: int | str) -> bool:
     return isinstance(values, dict) and step in values
 
 
-def _is_inside_list(path: rules.Path) -> bool:
+def _is_inside_list(path: raw.Path) -> bool:
     return any(isinstance(step, int) for step in path)
 
 

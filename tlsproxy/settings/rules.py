@@ -6,30 +6,17 @@ one run later. Knows nothing about files; a fault names its place by path, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tlsproxy.settings import values
+from tlsproxy.settings import certificate_rules, raw, values
+from tlsproxy.settings.raw import DEFAULT_LISTEN, Fault, Path
 
-Path = tuple[int | str, ...]
 T = TypeVar("T")
-
-# What [listen] has when nothing is written; the models say the same and a test compares them.
-DEFAULT_LISTEN = {"https": (":443",), "http": (":80",)}
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A broken rule: where, what, and the place it clashes with."""
-
-    path: Path
-    message: str
-    other: Path | None = None
 
 
 def validate(data: Any, handler: Callable[[Any], T], faults: Sequence[Fault]) -> T:
@@ -48,13 +35,7 @@ def validate(data: Any, handler: Callable[[Any], T], faults: Sequence[Fault]) ->
 def expand_site(site: dict[str, Any]) -> dict[str, Any]:
     """Write out what a site leaves open: the route that `backends` stands for, the certificate that fits its hosts."""
     expanded = expand_short_form(site)
-    return expanded if "certificate" in site else {**expanded, "certificate": default_certificate(site)}
-
-
-def default_certificate(site: Mapping[str, Any]) -> str:
-    """Return "internal" if all hosts are local, else "acme"."""
-    hosts = [host for _, host in _parsed(_items(site.get("hosts")), values.parse_site_host)]
-    return "internal" if all(map(values.is_local_name, hosts)) else "acme"
+    return expanded if "certificate" in site else {**expanded, "certificate": raw.certificate(site)}
 
 
 def expand_short_form(site: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +65,12 @@ def find_site_faults(site: Mapping[str, Any]) -> list[Fault]:
 
 def find_settings_faults(data: Mapping[str, Any]) -> list[Fault]:
     """Return what contradicts itself between sections and between sites."""
-    return [*_host_faults(data), *_default_host_faults(data), *_listen_faults(data)]
+    return [
+        *_host_faults(data),
+        *_default_host_faults(data),
+        *_listen_faults(data),
+        *certificate_rules.find_faults(data),
+    ]
 
 
 def _client_auth_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
@@ -102,19 +88,19 @@ def _client_auth_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
 def _certificate_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
     if site.get("certificate") == "on_demand":
         return
-    for index, host in _parsed(_items(site.get("hosts")), values.parse_site_host):
+    for index, host in raw.hosts(site):
         if host == "*":
             yield Fault(("hosts", index), '"*" has no certificate of its own; write certificate = "on_demand"')
 
 
 def _route_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
-    routes = _items(expand_short_form(dict(site)).get("routes"))
+    routes = raw.items(expand_short_form(dict(site)).get("routes"))
     if "routes" not in site and "backends" not in site:
         yield Fault((), 'nothing to forward to; add backends = ["http://127.0.0.1:8000"] or [[sites.routes]]')
     seen: dict[str, Path] = {}
     for index, route in enumerate(routes):
         yield from _duplicate_backends(index, route)
-        for path in _one(_get(route, "path", "/"), values.parse_route_path):
+        for path in raw.one(raw.get(route, "path", "/"), values.parse_route_path):
             place: Path = ("routes", index, "path") if index or "backends" not in site else ("backends",)
             if path in seen:
                 yield Fault(place, f'"{path}" is routed twice in this site', other=seen[path])
@@ -123,7 +109,7 @@ def _route_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _duplicate_backends(index: int, route: Any) -> Iterator[Fault]:
     seen: set[str] = set()
-    for position, backend in _parsed(_items(_get(route, "backends", ())), values.parse_backend):
+    for position, backend in raw.parsed(raw.items(raw.get(route, "backends", ())), values.parse_backend):
         if backend in seen:
             yield Fault(("routes", index, "backends", position), f"{backend} is listed twice")
         seen.add(backend)
@@ -139,7 +125,7 @@ def _host_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _default_host_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     hosts = [host for _, host in _all_hosts(data)]
-    for default in _one(_get(data.get("tls"), "default_host", ""), values.parse_optional_host):
+    for default in raw.one(raw.get(data.get("tls"), "default_host", ""), values.parse_optional_host):
         if default and default not in hosts:
             hint = values.did_you_mean(default, hosts)
             yield Fault(
@@ -150,9 +136,9 @@ def _default_host_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 def _listen_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     listen, seen, total = data.get("listen"), dict[str, Path](), 0
     for kind, default in DEFAULT_LISTEN.items():
-        addresses = values.split_list(_get(listen, kind, default))
-        total += len(_items(addresses))
-        for index, address in _parsed(_items(addresses), values.parse_listen):
+        addresses = values.split_list(raw.get(listen, kind, default))
+        total += len(raw.items(addresses))
+        for index, address in raw.parsed(raw.items(addresses), values.parse_listen):
             if address in seen and not address.endswith(":0"):
                 yield Fault(("listen", kind, index), f"{address} is listened on twice", other=seen[address])
             seen.setdefault(address, ("listen", kind, index))
@@ -161,34 +147,9 @@ def _listen_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _all_hosts(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    for number, site in enumerate(_items(data.get("sites"))):
-        for index, host in _parsed(_items(_get(site, "hosts", ())), values.parse_site_host):
+    for number, site in enumerate(raw.items(data.get("sites"))):
+        for index, host in raw.hosts(site):
             yield ("sites", number, "hosts", index), host
-
-
-def _parsed(items: Iterable[Any], parse: Callable[[object], str]) -> Iterator[tuple[int, str]]:
-    for index, item in enumerate(items):
-        for parsed in _one(item, parse):
-            yield index, parsed
-
-
-def _one(item: Any, parse: Callable[[object], str]) -> Iterator[str]:
-    """Yield the parsed item, or nothing: what is wrong with a single value is the model's to say."""
-    try:
-        yield parse(item)
-    except ValueError:
-        return
-
-
-def _items(value: Any) -> list[Any]:
-    value = values.split_list(value)
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _get(table: Any, key: str, default: Any) -> Any:
-    if isinstance(table, BaseModel):
-        return getattr(table, key, default)
-    return values.as_mapping(table).get(key, default)
 
 
 def _at(data: Any, path: Path) -> Any:
