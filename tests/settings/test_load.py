@@ -158,6 +158,31 @@ def test_a_normal_user_gets_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert load(None, site, {"HOME": "/"}).settings.store.url == "file:///var/lib/tlsproxy"
 
 
+def test_a_normal_user_gets_an_admin_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def socket(text: str = FILE, **environ: str) -> str:
+        return load_text(text, **environ).settings.admin.socket
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(loader, "_SYSTEM_RUN", tmp_path / "absent")
+    assert socket(XDG_RUNTIME_DIR="/run/user/7", HOME="/home/me") == "/run/user/7/tlsproxy/admin.sock"
+    assert socket(HOME="/home/me") == "/home/me/.local/state/tlsproxy/admin.sock"
+    assert socket(XDG_RUNTIME_DIR="relative", XDG_STATE_HOME="/state") == "/state/tlsproxy/admin.sock"
+    assert socket("admin.socket = 'a.sock'\n" + FILE, XDG_RUNTIME_DIR="/run/user/7") == str(tmp_path / "a.sock")
+    assert (
+        load_text(FILE, HOME="/").origins["admin.socket"]
+        == f"default ({tmp_path}/absent is not writable for this user)"
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert socket(XDG_RUNTIME_DIR="/run/user/0") == "/run/tlsproxy/admin.sock"
+
+
+def test_the_mail_address_is_an_option() -> None:
+    loaded = load_text(FILE, {"email": "ops@example.net"})
+    assert (loaded.settings.acme.email, loaded.origins["acme.email"]) == ("ops@example.net", "option --email")
+    (problem,) = problems(FILE, {"email": "ops"})
+    assert problem.startswith('option --email: acme.email: "ops" is not a mail address')
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

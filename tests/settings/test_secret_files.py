@@ -106,7 +106,7 @@ def test_what_is_wrong_is_told_at_its_line() -> None:
         ('events.webhook_file = "long"\n', "1: events.webhook_file: long is too long"),
         ('events.webhook_file = "."\n', f"1: events.webhook_file: {Path.cwd()} can't be read: Is a directory"),
         ('events.webhook_file = "weak"\n', "1: events.webhook_file: this is not a URL to send to"),
-        ('store.encryption_keys_file = "weak"\n', "1: store.encryption_keys_file.0: too weak for an encryption key"),
+        ('store.encryption_keys_file = "weak"\n', "1: store.encryption_keys_file: too weak for an encryption key"),
         ("store.encryption_keys_file = 7\n", "1: store.encryption_keys_file: unknown key"),
         ('acme.dns.lexicon.options_file = "options"\n', "1: acme.dns.lexicon.options_file: options holds no options"),
         (
