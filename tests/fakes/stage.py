@@ -1,7 +1,7 @@
 """A whole worker on stage: a Front in a thread with its own uvloop, backends and clients around it, all on 127.0.0.1.
 
-Certificates are trustme's and lie in a MemoryStore; the access log is a file. At the end everything is closed, and an
-exception that reached the event loop fails the test.
+Certificates are trustme's and lie in a store in memory; the access log is a file. At the end everything is closed, and
+an exception that reached the event loop fails the test.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.fakes.backend import Backend
 from tests.fakes.peer import PATIENCE, Peer
 from tlsproxy.proxy.front import Front
 from tlsproxy.settings import Settings
+from tlsproxy.store.base import open_store
 from tlsproxy.store.bundle import Bundle
-from tlsproxy.store.memory import MemoryStore
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -69,7 +69,8 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log_path = folder / "access.log"
-        self.store = MemoryStore()
+        self.store = open_store("memory:")
+        self.wanted: list[tuple[str, str]] = []  # what the certifier would be asked for: host, client
         self.crashes: list[Json] = []
         self._draining: Future[int] | None = None
         self._stack = ExitStack()
@@ -123,7 +124,15 @@ class Stage:
         for site in settings.sites:
             if site.certificate == "internal":
                 self.store.put(f"internal/{site.hosts[0]}", issued(*site.hosts))
-        self.front = self.call(lambda: Front(settings, store=self.store, ticket_secret=b"s" * 32, loop=self.loop))
+        self.front = self.call(
+            lambda: Front(
+                settings,
+                store=self.store,
+                ticket_secret=b"s" * 32,
+                loop=self.loop,
+                want=lambda host, client: self.wanted.append((host, client)),
+            )
+        )
         self.call(lambda: self.front.start([("https", https), ("http", http)]))
         self._stack.callback(self._end_front)
         return self.front

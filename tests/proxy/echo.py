@@ -17,8 +17,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tlsproxy.proxy.connection import Connection
-from tlsproxy.proxy.contexts import ContextTable, SiteTls
+from tlsproxy.proxy.contexts import ContextTable
 from tlsproxy.proxy.plain import PlainConnection
+from tlsproxy.proxy.sitetls import SiteTls
 from tlsproxy.proxy.stream import ClientStream, Driver, Network
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.store.bundle import Bundle

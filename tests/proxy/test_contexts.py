@@ -12,7 +12,9 @@ import trustme
 from tests.proxy.echo import EchoWorker, bundle, client_context
 from tests.proxy.test_tls import tls_client
 from tlsproxy.errors import CertificateError
-from tlsproxy.proxy.contexts import ContextTable, ServerContext, SiteTls, TlsPolicy
+from tlsproxy.proxy.choice import UNKNOWN_NAME, UNUSABLE
+from tlsproxy.proxy.contexts import ContextTable
+from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy
 from tlsproxy.wire.clienthello import ClientHello
 
 AUTHORITY = trustme.CA()
@@ -31,7 +33,7 @@ def hello(name: str | None) -> ClientHello:
 
 def chosen(table: ContextTable, name: str | None) -> ServerContext:
     context = table.choose(hello(name))
-    assert context is not None
+    assert isinstance(context, ServerContext)
     return context
 
 
@@ -44,7 +46,7 @@ class TestChoose:
 
     @pytest.mark.parametrize("name", ["b.test", "w.test", "a.b.w.test", "test", "", None])
     def test_the_rest_is_the_default_s_or_nobody_s(self, name: str | None) -> None:
-        assert ContextTable(SITES).choose(hello(name)) is None
+        assert ContextTable(SITES).choose(hello(name)) is UNKNOWN_NAME
         table = ContextTable(SITES, default_host="a.test")
         assert chosen(table, name) is chosen(table, "a.test")
 
@@ -55,7 +57,7 @@ class TestChoose:
         assert repr(table) == "<ContextTable 5 sites, 1 built>"
 
     def test_a_site_without_certificate_refuses(self) -> None:
-        assert ContextTable([SiteTls(("a.test",), ())]).choose(hello("a.test")) is None
+        assert ContextTable([SiteTls(("a.test",), ())]).choose(hello("a.test")) is UNKNOWN_NAME
 
     def test_no_descriptor_stays_open(self) -> None:
         descriptors = Path("/proc/self/fd")
@@ -74,7 +76,7 @@ class TestAddresses:
         assert table.choose(hello(None), "10.0.0.1") is not chosen(table, "a.test")
         assert table.choose(hello(None), "10.0.0.2") is chosen(table, "a.test")
         assert table.choose(hello("a.test"), "10.0.0.1") is chosen(table, "a.test")
-        assert ContextTable(self.SITES).choose(hello(None), "10.0.0.2") is None
+        assert ContextTable(self.SITES).choose(hello(None), "10.0.0.2") is UNKNOWN_NAME
 
     def test_the_site_of_the_address_may_use_the_connection_and_no_other(self) -> None:
         table = ContextTable(self.SITES)
@@ -189,11 +191,16 @@ class TestContext:
         with EchoWorker([A]) as worker, tls_client(worker, context=context) as client:
             assert client.cipher()[0] == f"ECDHE-ECDSA-{taken}"  # type: ignore[index]
 
-    def test_client_auth_without_a_ca_is_an_error(self) -> None:
-        with pytest.raises(CertificateError, match="client_auth needs client_ca"):
-            ContextTable([replace(MTLS, client_ca_pem=None)]).choose(hello("m.test"))
-        with pytest.raises(CertificateError, match="no usable CA"):
-            ContextTable([replace(MTLS, client_ca_pem="nonsense")]).choose(hello("m.test"))
+    @pytest.mark.parametrize(
+        ("client_ca", "problem"), [(None, "client_auth needs client_ca"), ("nonsense", "no usable CA")]
+    )
+    def test_client_auth_without_a_ca_is_an_error(
+        self, client_ca: str | None, problem: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = ContextTable([replace(MTLS, client_ca_pem=client_ca)])
+        assert [table.choose(hello("m.test")) for _ in range(3)] == [UNUSABLE] * 3
+        [line] = caplog.records
+        assert (line.message, problem in line.error) == ("certificate.unusable", True)  # type: ignore[attr-defined]
 
 
 def with_certificate(authority: trustme.CA, version: str) -> ssl.SSLContext:
@@ -303,7 +310,7 @@ def test_a_key_file_is_read_from_memory_after_privileges_are_dropped(tmp_path: P
         try:
             os.setgid(65_534)
             os.setuid(65_534)
-            code = 0 if ContextTable([A]).choose(hello("a.test")) else 2
+            code = 0 if isinstance(ContextTable([A]).choose(hello("a.test")), ServerContext) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

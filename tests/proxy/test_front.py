@@ -411,4 +411,12 @@ def test_stats_count(stage: Stage) -> None:
     client = stage.connect_plain()
     client.send(GET)
     client.message()
-    assert stage.call(stage.front.stats) == {"connections": 1, "requests": 1, "log_batches_dropped": 0}
+    stage.connect()
+    assert stage.call(stage.front.stats) == {
+        "connections": 2,
+        "requests": 1,
+        "log_batches_dropped": 0,
+        "contexts": 1,
+        "names": 1,
+        "waiting": 0,
+    }

@@ -12,8 +12,8 @@ import pytest
 import trustme
 
 from tests.proxy.echo import EchoWorker, bundle
-from tlsproxy.proxy.contexts import SiteTls
 from tlsproxy.proxy.openssl import openssl_environment
+from tlsproxy.proxy.sitetls import SiteTls
 
 pytestmark = pytest.mark.system
 

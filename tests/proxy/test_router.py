@@ -165,16 +165,16 @@ class TestRedirect:
     def test_keeps_host_path_and_query(self, target: bytes, port: int, location: bytes) -> None:
         outcome = decide(head_of(target, b"A.test:80"), info("http"), port=port)
         assert isinstance(outcome, Redirect)
-        assert outcome.location == location
+        assert outcome.fields == [(b"Location", location)]
 
     def test_options_star_has_no_path_to_keep(self) -> None:
         outcome = decide(head_of(b"*", method=b"OPTIONS"), info("http"))
         assert isinstance(outcome, Redirect)
-        assert outcome.location == b"https://a.test/"
+        assert outcome.fields == [(b"Location", b"https://a.test/")]
 
     @pytest.mark.parametrize("host", [b"[::1]", b"[::1]:80", b"[0:0::0:1]:80"])
     def test_an_address_keeps_its_brackets(self, host: bytes) -> None:
         router = Router([Site(["::1"], [route("/")])], may_share=lambda _info, _host: True, https_port=8443)
         outcome = router.decide(head_of(host=host), info("http"))
         assert isinstance(outcome, Redirect)
-        assert outcome.location == b"https://[::1]:8443/"
+        assert outcome.fields == [(b"Location", b"https://[::1]:8443/")]

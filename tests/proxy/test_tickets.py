@@ -9,7 +9,8 @@ import trustme
 from tests.proxy.echo import EchoWorker, bundle, client_context
 from tests.proxy.test_contexts import begin, session_of
 from tlsproxy.proxy import tickets
-from tlsproxy.proxy.contexts import ContextTable, SiteTls
+from tlsproxy.proxy.contexts import ContextTable
+from tlsproxy.proxy.sitetls import SiteTls
 from tlsproxy.proxy.tickets import EPOCH_SECONDS, derive_keys, share_tickets
 
 AUTHORITY = trustme.CA()

@@ -15,7 +15,9 @@ import pytest
 import trustme
 
 from tests.proxy.echo import EchoWorker, bundle, client_context
-from tlsproxy.proxy.contexts import ContextTable, ServerContext, SiteTls
+from tlsproxy.proxy.choice import Choice
+from tlsproxy.proxy.contexts import ContextTable
+from tlsproxy.proxy.sitetls import SiteTls
 from tlsproxy.wire.clienthello import ClientHello
 
 AUTHORITY = trustme.CA()
@@ -167,7 +169,7 @@ class TestRefusals:
 
     def test_a_failing_choice_fails_closed(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(ContextTable):
-            def choose(self, hello: ClientHello, address: str = "") -> ServerContext | None:
+            def choose(self, hello: ClientHello, address: str = "") -> Choice:
                 raise RuntimeError("no")
 
         with EchoWorker(contexts=Broken([SITE])) as worker:

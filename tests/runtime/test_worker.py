@@ -31,7 +31,7 @@ from tlsproxy.runtime.control import (
 )
 from tlsproxy.runtime.worker import Worker
 from tlsproxy.settings import Settings
-from tlsproxy.store.memory import MemoryStore
+from tlsproxy.store.base import open_store
 
 pytestmark = pytest.mark.system
 
@@ -177,7 +177,7 @@ def test_an_order_that_fails_costs_no_worker(monkeypatch: pytest.MonkeyPatch, ca
         ours, theirs = control_pair()
         supervisor, channel = await ControlChannel.open(ours), await ControlChannel.open(theirs)
         settings = Settings.model_validate(SETTINGS)
-        front = Front(settings, store=MemoryStore(), ticket_secret=b"s" * 32, loop=asyncio.get_running_loop())
+        front = Front(settings, store=open_store("memory:"), ticket_secret=b"s" * 32, loop=asyncio.get_running_loop())
         front.start([])
         for order in (ReopenLogs(), StatsRequest(), Drain(5)):
             supervisor.send(order)

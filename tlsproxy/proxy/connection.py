@@ -37,17 +37,21 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class State(Enum):
-    """HELLO: deciding by the first bytes what this is. CLOSING: nothing goes up or down any more but what is queued."""
+    """HELLO: deciding by the first bytes what this is. WAITING: for a certificate that is being obtained.
+
+    CLOSING: nothing goes up or down any more but what is queued.
+    """
 
     HELLO = 1
-    HANDSHAKE = 2
-    OPEN = 3
-    CLOSING = 4
-    CLOSED = 5
+    WAITING = 2
+    HANDSHAKE = 3
+    OPEN = 4
+    CLOSING = 5
+    CLOSED = 6
 
 
 # A global costs half of what looking a member up on its class does, and the pump compares at every read and write.
-HELLO, HANDSHAKE, OPEN, CLOSING, CLOSED = State
+HELLO, WAITING, HANDSHAKE, OPEN, CLOSING, CLOSED = State
 
 
 class Connection(asyncio.Protocol, ABC):

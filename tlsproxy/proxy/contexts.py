@@ -1,104 +1,98 @@
 """Which certificate and which rules a client gets, decided from its ClientHello before the handshake.
 
-Knows sites as values (hosts, bundles, client certificate rules) and makes an `ssl.SSLContext` of them when somebody
-asks for the site. Does not know where bundles come from. Rule: a context belongs to one site, with ticket keys of its
-own, so no session begun under one site's rules is ever resumed under another's.
+Knows sites as values, and whom to ask for the certificate that a site names. Contexts are made when a client asks for
+the site, and the ones used last are kept. Does not know where certificates lie, or who makes them. Rules: a context
+belongs to one certificate, with ticket keys of its own, so no session begun under one site's rules is ever resumed
+under another's; a newer certificate that can't be used leaves the older one in place.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
+import re
 import secrets
-import ssl
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-from tlsproxy.errors import CertificateError
+from tlsproxy.errors import CertificateError, StoreError
+from tlsproxy.proxy.choice import NO_CHALLENGE, PENDING, UNKNOWN_NAME, UNUSABLE
+from tlsproxy.proxy.rate import Quiet
+from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, build_context
 from tlsproxy.proxy.tickets import EPOCH_SECONDS, derive_keys, share_tickets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from tlsproxy.proxy.choice import Choice, Refused
+    from tlsproxy.proxy.waiting import WaitingRoom
     from tlsproxy.store.bundle import Bundle
     from tlsproxy.wire.clienthello import ClientHello
 
-ClientAuth = Literal["off", "request", "require"]
-MinimumVersion = Literal["1.2", "1.3"]
+logger = logging.getLogger(__name__)
 
-# The list of Mozilla's intermediate guideline 6.0, which leaves the order to the client; ours counts (decision 0005).
-_CIPHERS: Final = ":".join(
-    f"ECDHE-{signature}-{sealing}"
-    for sealing in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
-    for signature in ("ECDSA", "RSA")
-)
-_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-_PRIORITIZE_CHACHA: Final = 1 << 21
-_VERIFY: Final = {"off": ssl.CERT_NONE, "request": ssl.CERT_OPTIONAL, "require": ssl.CERT_REQUIRED}
+_OFFERS_ACME_TLS: Final = (b"acme-tls/1",)  # and nothing else: a CA that asks (RFC 8737 3)
+_CATCH_ALL: Final = "*"
+_LOOK_AGAIN: Final = 5.0  # seconds before the store is asked again for what it did not have, or what broke
+_AT_ONCE: Final = 20  # announced certificates that are looked at before a client asks; 1.5 ms each
+_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_NAME: Final = re.compile(rf"(?:{_LABEL}\.)*(?!\d+$){_LABEL}")
 
-
-@dataclass(frozen=True, slots=True)
-class TlsPolicy:
-    """Under which rules a connection was accepted. `client_ca` is the SHA-256 of the CA file, "" without one."""
-
-    minimum_version: MinimumVersion = "1.2"
-    client_auth: ClientAuth = "off"
-    client_ca: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.minimum_version}|{self.client_auth}|{self.client_ca}"
-
-
-@dataclass(frozen=True, slots=True)
-class SiteTls:
-    """What a site says about TLS. `hosts` as in the settings; several `bundles` differ in key type (RSA and ECDSA)."""
-
-    hosts: tuple[str, ...]
-    bundles: tuple[Bundle, ...]
-    client_ca_pem: str | None = None
-    client_auth: ClientAuth = "off"
-    minimum_version: MinimumVersion = "1.2"
-
-    @property
-    def policy(self) -> TlsPolicy:
-        digest = hashlib.sha256(self.client_ca_pem.encode()).hexdigest() if self.client_ca_pem else ""
-        return TlsPolicy(self.minimum_version, self.client_auth, digest)
-
-
-class ServerContext:
-    """What a connection is made with. Connections keep theirs when the table gets a newer one."""
-
-    __slots__ = ("_protocols", "epoch", "policy", "ssl")
-
-    def __init__(self, context: ssl.SSLContext, policy: TlsPolicy, alpn: Iterable[str]) -> None:
-        self.ssl = context
-        self.policy = policy
-        self.epoch = -1
-        self._protocols = frozenset(name.encode() for name in alpn)
-
-    def speaks(self, offered: Sequence[bytes]) -> bool:
-        """Tell whether ALPN can agree. Python's ssl would go on without a protocol, RFC 7301 3.2 forbids that."""
-        return not offered or not self._protocols.isdisjoint(offered)
+Load = Callable[[str], "Bundle | None"]
+"""Returns what the store holds under a name. Raises StoreError."""
 
 
 class _Entry:
-    __slots__ = ("context", "policy", "site")
+    """One certificate and those it is for: a site, or one host of a site with certificates on demand.
 
-    def __init__(self, site: SiteTls) -> None:
+    `is_ready`: the context may be used without a look at anything else. `is_current`: it is made of what the store
+    held when it was last known to change. `missing`: hosts of the site that the certificate does not cover.
+    """
+
+    __slots__ = ("context", "is_current", "is_ready", "look_at", "made_of", "missing", "policy", "refused", "site")
+
+    def __init__(self, site: SiteTls, policy: TlsPolicy) -> None:
         self.site = site
-        self.policy = site.policy
+        self.policy = policy
+        self.look_at = 0.0  # before then the store is not asked again
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the context. Connections keep theirs."""
         self.context: ServerContext | None = None
+        self.made_of = b""
+        self.missing: tuple[str, ...] = ()
+        self.refused = PENDING  # what to say while there is no context
+        self.suspect()
+
+    def suspect(self) -> None:
+        """Look into the store before the context is used again."""
+        self.is_ready = self.is_current = False
+        self.look_at = 0.0
+
+    def take(self, context: ServerContext, made_of: bytes, missing: Sequence[str]) -> None:
+        self.context, self.made_of, self.missing = context, made_of, tuple(missing)
+        self.confirm()
+
+    def confirm(self) -> None:
+        """What there is is what the store has."""
+        self.is_current = True
+        self.is_ready = not self.missing
+
+    def lacks(self, name: str) -> bool:
+        """Tell whether the certificate does not cover a host of the site."""
+        if not self.missing or name in self.site.hosts:
+            return name in self.missing
+        return f"*.{name.partition('.')[2]}" in self.missing
 
 
 class ContextTable:
-    """All sites of a worker. Mutable: the entries' bundles and contexts (`replace`), the contexts' ticket keys.
+    """All sites of a worker. Mutable: the entries, and which of them have a context (`_built`, the latest used last).
 
-    `ticket_secret` is the same in every worker of a machine; empty = tickets of this worker alone.
+    `ticket_secret` is the same in every worker of a machine; empty = tickets of this worker alone. `load` is asked for
+    the certificates of sites that name one, and blocks. `room` is where clients wait for certificates on demand,
+    `answer_challenge` knows the contexts of TLS-ALPN-01. Without either, there are none.
     """
 
     def __init__(
@@ -108,35 +102,69 @@ class ContextTable:
         default_host: str = "",
         ticket_secret: bytes = b"",
         alpn: Sequence[str] = ("http/1.1", "http/1.0"),  # curl --http1.0 offers the older one alone
+        limit: int = 1000,
+        load: Load = lambda _: None,
+        room: WaitingRoom | None = None,
+        answer_challenge: Callable[[str], ServerContext | None] = lambda _: None,
         clock: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries: dict[str, _Entry] = {}
+        policies: dict[TlsPolicy, TlsPolicy] = {}  # thousands of sites share one
         for site in sites:
-            entry = _Entry(site)
+            policy = site.policy
+            entry = _Entry(site, policies.setdefault(policy, policy))
             self._entries.update((host, entry) for host in site.hosts if host not in self._entries)
+        self._catch_all = self._entries.get(_CATCH_ALL)
+        self._built: OrderedDict[_Entry, None] = OrderedDict()
+        self._demanded: dict[str, _Entry] = {}  # of `_built`, those of single hosts on demand
+        self._default_host = default_host
         self._default = self._find(default_host) if default_host else None
         self._ticket_secret = ticket_secret or secrets.token_bytes(32)
         self._alpn = list(alpn)
+        self._limit = limit
+        self._load = load
+        self._room = room
+        self._answer_challenge = answer_challenge
         self._clock = clock
+        self._now = now
+        self._quiet = Quiet(clock=now)
 
     def __repr__(self) -> str:
-        entries = set(self._entries.values())
-        built = sum(entry.context is not None for entry in entries)
-        return f"<ContextTable {len(entries)} sites, {built} built>"
+        return f"<ContextTable {len(set(self._entries.values()))} sites, {self.built} built>"
 
-    def choose(self, hello: ClientHello, address: str = "") -> ServerContext | None:
-        """Exact name, else wildcard, else the default site; None = refuse. Raises CertificateError if unusable.
+    @property
+    def built(self) -> int:
+        """How many contexts there are."""
+        return len(self._built)
+
+    @property
+    def names(self) -> int:
+        """How many hosts the sites have."""
+        return len(self._entries)
+
+    # --- for connections ----------------------------------------------------------------------------------------------
+
+    def choose(self, hello: ClientHello, address: str = "") -> Choice:
+        """Exact name, else wildcard, else the default site. Never raises for a certificate that can't be used.
 
         `address` is where a client called that sent no name: clients send none for an address (RFC 6066 3).
         """
+        if hello.alpn == _OFFERS_ACME_TLS:
+            return self._choose_challenge(hello.server_name)
         name = hello.server_name or address
-        entry = (self._find(name) if name else None) or self._default
-        if entry is None or not entry.site.bundles:
-            return None
-        if entry.context is None:
-            entry.context = self._build(entry.site, entry.policy)
-        self._refresh_tickets(entry, entry.context)
-        return entry.context
+        entry = self._find(name) if name else None
+        if entry is None:
+            entry, name = self._default, self._default_host
+            if entry is None:
+                return UNKNOWN_NAME
+        if entry.is_ready:
+            self._built.move_to_end(entry)
+        elif entry.site.on_demand:
+            return self._choose_on_demand(entry, name)
+        elif (refused := self._prepare(entry, name)) is not None:
+            return refused
+        return self._context_of(entry)
 
     def policy_for(self, host: str) -> TlsPolicy | None:
         """Return the rules of the site that serves `host`, None if no site does."""
@@ -148,13 +176,15 @@ class ContextTable:
 
         `sni` is what the site was chosen by: the client's name, else the address that it called.
 
-        To be asked only when they differ (RFC 9110 7.4, 421). Within one site they may; between sites only if the
-        rules are the same and nobody's client certificate is involved.
+        To be asked only when they differ (RFC 9110 7.4, 421). Within one site they may, unless every host was to be
+        allowed by itself; between sites only if the rules are the same and nobody's client certificate is involved.
         """
         wanted = self._find(host)
-        if wanted is None or wanted.policy != policy:
+        if wanted is None or wanted.policy != policy or wanted.site.on_demand:
             return False
         return policy.client_auth == "off" or wanted is ((self._find(sni) if sni else None) or self._default)
+
+    # --- when certificates change -------------------------------------------------------------------------------------
 
     def replace(self, hosts: Iterable[str], bundles: Sequence[Bundle]) -> None:
         """Serve the sites of these hosts with new bundles from the next connection on.
@@ -163,86 +193,173 @@ class ContextTable:
         """
         entries = {entry for host in hosts if (entry := self._entries.get(host)) is not None}
         sites = [(entry, replace(entry.site, bundles=tuple(bundles))) for entry in entries]
-        built = [(entry, site, self._build(site, entry.policy)) for entry, site in sites]
+        built = [(entry, site, self._build(site, site.bundles, entry.policy)) for entry, site in sites]
         for entry, site, context in built:
-            entry.site, entry.context = site, context
+            entry.site = site
+            entry.take(context, _digest(bundles), ())
+            self._keep(entry)
+
+    def renew(self, names: Iterable[str]) -> list[str]:
+        """Serve what the store holds now under these names. Returns what could not be used.
+
+        What nobody has asked for is not loaded; and if many are announced, they are looked at when they are asked for.
+        """
+        entries = list(self._named(names))
+        for entry in entries:
+            entry.suspect()
+        built = [entry for entry in entries if entry.context is not None]
+        problems = []
+        for entry in built if len(built) <= _AT_ONCE else ():
+            try:
+                self._look(entry)
+            except (CertificateError, StoreError) as error:
+                problems.append(str(error))
+        return problems
+
+    def suspect_all(self) -> None:
+        """Anything in the store may be new: look again whenever a client asks for a site."""
+        for entry in (*self._entries.values(), *self._demanded.values()):
+            if entry.site.certificate:
+                entry.suspect()
+
+    def _named(self, names: Iterable[str]) -> Iterator[_Entry]:
+        """Certificates are named by a host after a slash (store/sources.py)."""
+        for name in names:
+            host = name.partition("/")[2]
+            for entry in (self._entries.get(host), self._demanded.get(host)):
+                if entry is not None and entry.site.certificate == name:
+                    yield entry
+
+    # --- making a context ---------------------------------------------------------------------------------------------
 
     def _find(self, host: str) -> _Entry | None:
         entry = self._entries.get(host)
         if entry is not None:
             return entry
         _, dot, parent = host.partition(".")
-        return self._entries.get(f"*.{parent}") if dot else None  # `*` is one label (RFC 9525 6.3)
+        entry = self._entries.get(f"*.{parent}") if dot else None  # `*` is one label (RFC 9525 6.3)
+        if entry is None and self._catch_all is not None and dot and _DNS_NAME.fullmatch(host):
+            return self._catch_all
+        return entry
 
-    def _build(self, site: SiteTls, policy: TlsPolicy) -> ServerContext:
-        return ServerContext(build_context(site, self._alpn), policy, self._alpn)
+    def _prepare(self, entry: _Entry, name: str) -> Refused | None:
+        """Make the entry's context usable, or say why it is not."""
+        if not entry.is_current and self._now() >= entry.look_at:
+            try:
+                self._look(entry)
+            except (CertificateError, StoreError) as error:
+                self._note_failure(entry, error)
+        if entry.context is None or entry.lacks(name):
+            if entry.context is not None or entry.refused is PENDING:
+                self._say_pending(entry, name)
+                return PENDING
+            return entry.refused
+        self._built.move_to_end(entry)
+        return None
 
-    def _refresh_tickets(self, entry: _Entry, context: ServerContext) -> None:
+    def _look(self, entry: _Entry) -> None:
+        """Take what the store has for an entry. Raises CertificateError and StoreError, and leaves what there is."""
+        site = entry.site
+        bundles: Sequence[Bundle] = site.bundles
+        if site.certificate:
+            bundle = self._load(site.certificate)
+            bundles = () if bundle is None else (bundle,)
+        if bundles:
+            self._take(entry, bundles)
+        elif entry.context is None:
+            entry.refused = PENDING if site.certificate else UNKNOWN_NAME
+            entry.look_at = self._now() + _LOOK_AGAIN
+        elif site.on_demand:
+            self._drop(entry)
+        else:
+            entry.confirm()  # a certificate that was lost is still better than none
+
+    def _take(self, entry: _Entry, bundles: Sequence[Bundle]) -> None:
+        made_of = _digest(bundles)
+        if entry.made_of == made_of:
+            entry.confirm()
+            return
+        context = self._build(entry.site, bundles, entry.policy)
+        missing = bundles[0].check_names(entry.site.hosts) if entry.site.certificate else ()
+        entry.take(context, made_of, missing)
+        self._keep(entry)
+
+    def _keep(self, entry: _Entry) -> None:
+        self._built[entry] = None
+        self._built.move_to_end(entry)
+        if entry.site.on_demand:
+            self._demanded[entry.site.hosts[0]] = entry
+        while len(self._built) > self._limit:
+            self._drop(next(iter(self._built)))
+
+    def _drop(self, entry: _Entry) -> None:
+        self._built.pop(entry, None)
+        if entry.site.on_demand:
+            self._demanded.pop(entry.site.hosts[0], None)
+        entry.drop()
+
+    def _build(self, site: SiteTls, bundles: Sequence[Bundle], policy: TlsPolicy) -> ServerContext:
+        return ServerContext(build_context(site, bundles, self._alpn), policy, self._alpn)
+
+    def _context_of(self, entry: _Entry) -> ServerContext:
+        """The context of an entry that has one, with ticket keys of today: the same whenever it is built again."""
+        context = entry.context
+        assert context is not None  # noqa: S101
         epoch = int(self._clock() // EPOCH_SECONDS)
         if context.epoch != epoch:
             context.epoch = epoch
             keys = derive_keys(self._ticket_secret, entry.site.hosts[0], str(entry.policy), epoch)
             share_tickets(context.ssl, keys)
+        return context
 
+    # --- the less ordinary choices ------------------------------------------------------------------------------------
 
-def build_context(site: SiteTls, alpn: Sequence[str]) -> ssl.SSLContext:
-    """Make a context of one site. Raises CertificateError when OpenSSL does not take what it is given."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = _VERSIONS[site.minimum_version]
-    context.set_ciphers(_CIPHERS)
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    # All suites are strong: an order of ours is what scanners ask for, and decides nothing else. Clients without AES
-    # instructions put ChaCha20 first and then get it (SSL_OP_PRIORITIZE_CHACHA, which Python does not name).
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | _PRIORITIZE_CHACHA
-    context.num_tickets = 1  # OpenSSL's two cost an encryption more, and one is enough to resume with
-    context.set_alpn_protocols(list(alpn))
-    name = site.hosts[0]
-    for bundle in site.bundles:
-        _load_bundle(context, bundle, name)
-    _demand_client_certificate(context, site, name)
-    return context
-
-
-def _load_bundle(context: ssl.SSLContext, bundle: Bundle, name: str) -> None:
-    try:
-        with _as_file(bundle.chain_pem + b"\n" + bundle.key_pem) as path:
-            context.load_cert_chain(path, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise CertificateError(
-            f"{name}: OpenSSL refuses the certificate or its key ({reason}). Replace both."
-        ) from error
-
-
-def _no_password() -> str:
-    """OpenSSL would ask on the terminal."""
-    raise ValueError("the key is encrypted")
-
-
-def _demand_client_certificate(context: ssl.SSLContext, site: SiteTls, name: str) -> None:
-    if site.client_auth == "off":
-        return
-    if not site.client_ca_pem:
-        raise CertificateError(f"{name}: client_auth needs client_ca. Without one every client would be refused.")
-    try:
-        context.load_verify_locations(cadata=site.client_ca_pem)
-    except (ssl.SSLError, ValueError) as error:
-        raise CertificateError(f"{name}: client_ca holds no usable CA certificate ({error}).") from error
-    context.verify_mode = _VERIFY[site.client_auth]
-
-
-@contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """Give OpenSSL the path it insists on. In memory where the system can; the key never goes to a disk again."""
-    if hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
-        descriptor = os.memfd_create("tlsproxy")
+    def _choose_challenge(self, server_name: str | None) -> Choice:
         try:
-            os.write(descriptor, content)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.NamedTemporaryFile(prefix="tlsproxy-") as file:  # 0600, removed at the end
-            file.write(content)
-            file.flush()
-            yield file.name
+            return (self._answer_challenge(server_name) if server_name else None) or NO_CHALLENGE
+        except (CertificateError, StoreError) as error:
+            if self._quiet.may_say("challenge"):
+                logger.error("challenge.unusable", extra={"host": server_name, "error": str(error)})  # noqa: TRY400
+            return UNUSABLE
+
+    def _choose_on_demand(self, pattern: _Entry, host: str) -> Choice:
+        """The context of one host of the site, or the wait for its certificate."""
+        room = self._room
+        entry = self._demanded.get(host)
+        if entry is None:
+            if room is None or not _DNS_NAME.fullmatch(host):
+                return UNKNOWN_NAME
+            if (refused := room.refusal(host)) is not None:
+                return refused
+            if room.is_waited_for(host):
+                return room.awaited(host)
+            certificate = pattern.site.certificate + host
+            entry = _Entry(replace(pattern.site, hosts=(host,), certificate=certificate), pattern.policy)
+        refused = self._prepare(entry, host)
+        if refused is None:
+            return self._context_of(entry)
+        return room.awaited(host) if refused is PENDING and room is not None else refused
+
+    def _note_failure(self, entry: _Entry, error: Exception) -> None:
+        """Use what there is, if there is something, and ask again a little later."""
+        entry.look_at = self._now() + _LOOK_AGAIN
+        entry.refused = UNUSABLE
+        site = entry.site.hosts[0]
+        if self._quiet.may_say((site, "unusable")):
+            extra = {"site": site, "error": str(error), "served": entry.context is not None}
+            logger.error("certificate.unusable", extra=extra)
+
+    def _say_pending(self, entry: _Entry, name: str) -> None:
+        site = entry.site.hosts[0]
+        if not entry.site.on_demand and self._quiet.may_say(site):
+            advice = f"it is being obtained; tlsproxy admin certs why {site} says how far that is"
+            logger.info("certificate.pending", extra={"site": site, "host": name, "advice": advice})
+
+
+def _digest(bundles: Sequence[Bundle]) -> bytes:
+    """What tells whether a context would be the same. Nobody needs to hold the keys for it."""
+    digest = hashlib.sha256()
+    for bundle in bundles:
+        for part in (bundle.chain_pem, bundle.key_pem):
+            digest.update(len(part).to_bytes(4) + part)
+    return digest.digest()

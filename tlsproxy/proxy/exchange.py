@@ -19,7 +19,7 @@ from tlsproxy.proxy.kept import LOST, NOTHING, KeptBody
 from tlsproxy.proxy.phase import ANSWERING, CONNECTING, DONE, NEW, SENT, TUNNEL
 from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.replies import http_date, refusal
-from tlsproxy.proxy.router import Forward, Redirect, Refuse, Route
+from tlsproxy.proxy.router import Challenge, Forward, Redirect, Refuse, Route
 from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
@@ -75,10 +75,10 @@ class Exchange(Record):
         match outcome:
             case Forward():
                 self._forward(outcome, peer)
-            case Redirect():
+            case Redirect() | Challenge():
                 self.site = outcome.site
                 self.request_id = self._services.next_request_id()
-                self._reply(308, [(b"Location", outcome.location)], b"")
+                self._reply(outcome.status, outcome.fields, outcome.body)
             case Refuse():
                 self.site = outcome.site
                 self.refuse(outcome.status, outcome.detail)

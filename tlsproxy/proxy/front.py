@@ -10,13 +10,12 @@ import logging
 import resource
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
-from tlsproxy.proxy.contexts import ContextTable, SiteTls
+from tlsproxy.proxy.certificates import Certificates
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.plain import PlainConnection
@@ -24,8 +23,6 @@ from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.proxy.upstream import Backend, Upstream
-from tlsproxy.store import pem
-from tlsproxy.store.sources import bundles_for, certificate_name
 from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:
@@ -33,7 +30,6 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.connection import Accepted, Connection
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver
     from tlsproxy.store.base import CertificateStore
-    from tlsproxy.store.bundle import Bundle
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +52,10 @@ class Front:
         store: CertificateStore,
         ticket_secret: bytes,
         loop: asyncio.AbstractEventLoop,
+        want: Callable[[str, str], None] = lambda host, client: None,
     ) -> None:
+        """`want` tells the certifier that a client asks for a host on demand that has no certificate yet."""
         limits = settings.limits
-        self._sites = settings.sites
-        self._tls = settings.tls
-        self._store = store
         self.loop = loop
         self.handshake_timeout = limits.handshake_timeout
         self.write_idle = limits.write_idle
@@ -71,12 +66,10 @@ class Front:
             senders=Trust(settings.listen.proxy_protocol),
             shared=Trust(settings.server.trusted_proxies),
         )
-        self._bundles: dict[str, tuple[Bundle, ...]] = {}  # by first host: what the contexts are made of
-        self.contexts = ContextTable(
-            [self._site_tls(site) for site in settings.sites],
-            default_host=settings.tls.default_host,
-            ticket_secret=ticket_secret,
+        self._certificates = Certificates(
+            settings.sites, settings.tls, store=store, ticket_secret=ticket_secret, limit=limits.contexts, want=want
         )
+        self.contexts = self._certificates.contexts
         self._backends: dict[str, Backend] = {}
         self._writer = NoLog() if settings.log.access == "off" else LogWriter(settings.log.access)
         self._access = AccessLog(
@@ -154,24 +147,12 @@ class Front:
         self._writer.close()
 
     def certificates_changed(self, names: Sequence[str]) -> list[str]:
-        """Serve new connections with what the store and the files hold now. Returns what could not be used.
+        """Serve new connections with what the store and the files hold now. Returns what could not be used."""
+        return self._certificates.changed(names)
 
-        No names = all names. A site whose certificates are the same as before keeps its context.
-        """
-        problems = []
-        for site in self._sites:
-            if not names or certificate_name(site) in names:
-                try:
-                    self._renew(site)
-                except (CertificateError, StoreError) as error:
-                    problems.append(str(error))
-        return problems
-
-    def _renew(self, site: configuration.Site) -> None:
-        bundles = bundles_for(site, self._store)
-        if bundles != self._bundles[site.hosts[0]]:
-            self.contexts.replace(site.hosts, bundles)
-            self._bundles[site.hosts[0]] = bundles
+    def certificate_refused(self, host: str, reason: str, seconds: float) -> None:
+        """Nobody need wait for a certificate of this host."""
+        self._certificates.refused(host, reason, seconds)
 
     def reopen_logs(self) -> None:
         """Open the access log anew (log rotation)."""
@@ -179,11 +160,12 @@ class Front:
         self._writer.reopen()
 
     def stats(self) -> dict[str, int]:
-        """Connections open, requests answered, log batches dropped."""
+        """Connections open, requests answered, log batches dropped, and what `Certificates.stats` counts."""
         return {
             "connections": len(self.connections),
             "requests": self._services.requests,
             "log_batches_dropped": self._writer.dropped,
+            **self._certificates.stats(),
         }
 
     # --- stream.ConnectionOwner ---------------------------------------------------------------------------------------
@@ -230,7 +212,12 @@ class Front:
     def _make_router(self, settings: configuration.Settings) -> Router:
         sites = [self._make_site(site, settings.limits.pool_idle_per_backend) for site in settings.sites]
         ports = [int(address.rpartition(":")[2]) for address in settings.listen.https]
-        return Router(sites, may_share=self._may_share, https_port=ports[0] if ports else 443)
+        return Router(
+            sites,
+            may_share=self._may_share,
+            answer_challenge=self._certificates.challenges.http,
+            https_port=ports[0] if ports else 443,
+        )
 
     def _make_site(self, site: configuration.Site, most_idle: int) -> Site:
         routes = [
@@ -249,32 +236,6 @@ class Front:
         """Routes that name the same backend share its pool and what is known of its health."""
         return self._backends.setdefault(url, Backend(url, most_idle=most_idle))
 
-    def _site_tls(self, site: configuration.Site) -> SiteTls:
-        bundles = self._load(site)
-        try:
-            authority = _client_authority(site)
-        except (OSError, CertificateError) as error:
-            # Without it nobody can be told from anybody: that site refuses all, the others go on.
-            logger.error("client_ca.unusable", extra={"site": site.hosts[0], "error": str(error)})  # noqa: TRY400
-            bundles, authority = (), None
-        return SiteTls(
-            hosts=site.hosts,
-            bundles=bundles,
-            client_ca_pem=authority,
-            client_auth=site.client_auth,
-            minimum_version=site.minimum_version or self._tls.minimum_version,
-        )
-
-    def _load(self, site: configuration.Site) -> tuple[Bundle, ...]:
-        """The certifier has checked everything before a worker starts; what broke since then costs that site only."""
-        bundles: tuple[Bundle, ...] = ()
-        try:
-            bundles = bundles_for(site, self._store)
-        except (CertificateError, StoreError) as error:
-            logger.error("certificate.unusable", extra={"site": site.hosts[0], "error": str(error)})  # noqa: TRY400
-        self._bundles[site.hosts[0]] = bundles
-        return bundles
-
     def _may_share(self, info: ConnectionInfo, host: str) -> bool:
         return info.policy is not None and self.contexts.may_serve(info.policy, info.sni or info.address, host)
 
@@ -287,6 +248,7 @@ class Front:
             self._check_deadline(connection, now)
         for backend in self._backends.values():
             backend.close_idle(now)
+        self._certificates.tick()
         self.connections.look_again()
         self._access.flush()
         self.connections.report()
@@ -305,13 +267,6 @@ class Front:
         if unsaid > 0:
             logger.info("tls.handshakes_failed", extra={"more": unsaid})
         self._failed_handshakes = 0
-
-
-def _client_authority(site: configuration.Site) -> str | None:
-    """The certificates of the site's `client_ca`, without what else people write into such files."""
-    if site.client_ca is None:
-        return None
-    return pem.chain_pem(pem.certificates(site.client_ca.read_bytes(), str(site.client_ca))).decode("ascii")
 
 
 def _most_connections() -> int:

@@ -1,17 +1,20 @@
 """Where a request goes: host, then longest path prefix. Decides, does nothing.
 
-Strategy: hosts are dictionary look-ups (exact, then wildcard by one label), so the cost does not grow with the number
-of sites; the few routes of one site are scanned, longest prefix first. The raw path is matched and forwarded byte for
-byte; only where a prefix decides, a path with dot segments is refused, because the backend may resolve what was
-compared raw.
+Strategy: hosts are dictionary look-ups (exact, then wildcard by one label, then the site for every name), so the cost
+does not grow with the number of sites; the few routes of one site are scanned, longest prefix first. The raw path is
+matched and forwarded byte for byte; only where a prefix decides, a path with dot segments is refused, because the
+backend may resolve what was compared raw. A CA's question goes before all that, if it is one of ours: it may come to
+any name, an address included, with TLS or without.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Final, TypeAlias
 
+from tlsproxy.proxy.challenges import HTTP_PREFIX
 from tlsproxy.proxy.stream import ConnectionInfo
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.fields import Fields
@@ -19,6 +22,7 @@ from tlsproxy.wire.messages import RequestHead
 
 _UNKNOWN_HOST: Final = "No site with this name is served here."
 _MISDIRECTED: Final = "This connection was opened for another name; open a new one for this host."
+_READING: Final = (b"GET", b"HEAD")
 
 
 class Route:
@@ -61,11 +65,25 @@ class Forward:
 class Redirect:
     """Send the client to `location`."""
 
-    __slots__ = ("location", "site")
+    __slots__ = ("fields", "site")
+    status: Final = 308
+    body: Final = b""
 
     def __init__(self, site: Site, location: bytes) -> None:
         self.site = site
-        self.location = location
+        self.fields = [(b"Location", location)]
+
+
+class Challenge:
+    """Answer a CA (RFC 8555 8.3)."""
+
+    __slots__ = ("body", "fields")
+    site: Final = None
+    status: Final = 200
+
+    def __init__(self, key_authorization: bytes) -> None:
+        self.fields = [(b"Content-Type", b"text/plain"), (b"Cache-Control", b"no-store")]
+        self.body = key_authorization
 
 
 class Refuse:
@@ -79,7 +97,7 @@ class Refuse:
         self.site = site
 
 
-Outcome: TypeAlias = Forward | Redirect | Refuse
+Outcome: TypeAlias = Forward | Redirect | Challenge | Refuse
 
 _NOT_FOUND: Final = Refuse(404, _UNKNOWN_HOST)
 _WRONG_CONNECTION: Final = Refuse(421, _MISDIRECTED)
@@ -121,28 +139,40 @@ class Site:
 
 
 class Router:
-    """All sites. `may_share` judges whether a connection made for `sni` may carry a request for another host."""
+    """All sites. `may_share` judges whether a connection made for `sni` may carry a request for another host.
+
+    `answer_challenge` knows the answer to a target that begins with HTTP_PREFIX, if a CA was told to ask for it.
+    """
 
     def __init__(
         self,
         sites: Sequence[Site],
         *,
         may_share: Callable[[ConnectionInfo, str], bool],
+        answer_challenge: Callable[[bytes], bytes | None] = lambda _: None,
         https_port: int = 443,
     ) -> None:
         self._hosts = {host: site for site in sites for host in site.hosts}
+        self._catch_all = self._hosts.get("*")
         self._may_share = may_share
+        self._answer_challenge = answer_challenge
         self._redirect_port = b"" if https_port == 443 else b":%d" % https_port
 
     def find(self, host: str) -> Site | None:
-        """The site of `host` (lower case, no port): exact, then the wildcard of its parent (one label)."""
+        """The site of `host` (lower case, no port): exact, the wildcard of its parent (one label), the one for all."""
         site = self._hosts.get(host)
         if site is None:
             site = self._hosts.get("*." + host.partition(".")[2])
+            if site is None and self._catch_all is not None and "." in host and not _is_address(host):
+                return self._catch_all
         return site
 
     def decide(self, head: RequestHead, info: ConnectionInfo) -> Outcome:
         """What to do with a request that came over the connection of `info`."""
+        if head.target.startswith(HTTP_PREFIX) and head.method in _READING:
+            answer = self._answer_challenge(head.target)
+            if answer is not None:
+                return Challenge(answer)
         host = head.host or info.sni  # HTTP/1.0 without Host: the name the client asked TLS for
         site = self.find(host)
         if info.scheme == "http":
@@ -157,6 +187,14 @@ class Router:
         path = head.target if head.target[:1] == b"/" else b"/"
         host = f"[{head.host}]" if ":" in head.host else head.host
         return b"https://%b%b%b" % (host.encode(), self._redirect_port, path)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def has_dot_segments(path: bytes) -> bool:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from tlsproxy.proxy.connection import Connection
-    from tlsproxy.proxy.contexts import ContextTable, TlsPolicy
+    from tlsproxy.proxy.contexts import ContextTable
+    from tlsproxy.proxy.sitetls import TlsPolicy
 
 Network = IPv4Network | IPv6Network
 

@@ -1,8 +1,9 @@
 """The pump: one TLS client connection as an `SSLObject` between two memory BIOs, over the raw transport.
 
 Knows when the ClientHello is complete, who chooses the context, how sealed bytes become plain ones and back. Does not
-know sites, certificates or HTTP. Rules: the context is chosen BEFORE the handshake and never changed in it; a failure
-while choosing refuses; whatever alert OpenSSL left in the outgoing BIO is sent before the connection closes.
+know sites, certificates or HTTP. Rules: the context is chosen BEFORE the handshake and never changed in it; a client
+whose certificate is being obtained waits alone; a failure while choosing refuses; whatever alert OpenSSL left in the
+outgoing BIO is sent before the connection closes.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from contextlib import suppress
 from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
-from tlsproxy.proxy.connection import HANDSHAKE, OPEN, Accepted, Connection, client_address, logger
+from tlsproxy.proxy.choice import NOT_IN_TIME, Refused
+from tlsproxy.proxy.connection import HANDSHAKE, HELLO, OPEN, WAITING, Accepted, Connection, client_address, logger
 from tlsproxy.proxy.replies import plain_http_on_tls_page
+from tlsproxy.proxy.sitetls import ServerContext
+from tlsproxy.proxy.waiting import LONGEST_WAIT, Awaited
 from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
     INTERNAL_ERROR,
+    MAX_HELLO,
     NO_APPLICATION_PROTOCOL,
     PROTOCOL_VERSION,
     UNEXPECTED_MESSAGE,
-    UNRECOGNIZED_NAME,
     ClientHello,
     ClientHelloError,
     parse_client_hello,
 )
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.contexts import ServerContext
     from tlsproxy.proxy.stream import ConnectionOwner
 
 RECORD: Final = 16_384  # no record holds more plain bytes (RFC 8446 5.1)
@@ -38,12 +41,17 @@ RECORD: Final = 16_384  # no record holds more plain bytes (RFC 8446 5.1)
 SLICE: Final = RECORD + 22
 _REQUEST_LINE: Final = re.compile(rb"[A-Z][A-Z-]{2,19} (?:[/*]|https?:|[a-z0-9.-]+:)")
 _MAYBE_REQUEST: Final = re.compile(rb"[A-Z-]{1,20}(?: [a-z0-9.:-]{0,255})?\Z")
+_MOST_EARLY: Final = 2 * MAX_HELLO  # what a client that waits for its certificate may have sent
+_ACME_TLS: Final = "acme-tls/1"
 
 
 class TlsConnection(Connection):
-    """One TLS client. `_held`: writes are gathered, the pump sends them when the driver has had its bytes."""
+    """One TLS client. `_held`: writes are gathered, the pump sends them when the driver has had its bytes.
 
-    __slots__ = ("_held", "_incoming", "_outgoing", "_read", "_seal_write", "_ticket", "_tls")
+    `_awaited`: the certificate that it waits or has waited for. A `waiting.Waiter`.
+    """
+
+    __slots__ = ("_awaited", "_held", "_incoming", "_outgoing", "_read", "_seal_write", "_ticket", "_tls")
     scheme: Literal["https", "http"] = "https"
 
     def __init__(self, owner: ConnectionOwner, accepted: Accepted | None = None) -> None:
@@ -51,6 +59,7 @@ class TlsConnection(Connection):
         self._held = False
         self._ticket = 0  # bytes of a session ticket that wait to go out with the first answer
         self._tls: ssl.SSLObject | None = None
+        self._awaited: Awaited | None = None
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -143,6 +152,10 @@ class TlsConnection(Connection):
         self.write(data)
 
     def check_deadline(self, now: float) -> None:
+        if self._state is WAITING:
+            if now >= self._deadline:
+                self.certificate_refused(NOT_IN_TIME)
+            return
         if self._ticket and self._state is OPEN:
             self._flush()
         super().check_deadline(now)
@@ -184,8 +197,8 @@ class TlsConnection(Connection):
             logger.exception("tls.choose_failed", extra={"client": self.info.client, "sni": name})
             self._refuse(INTERNAL_ERROR, "no usable certificate", name)
             return
-        if chosen is None:
-            self._refuse(UNRECOGNIZED_NAME, "unrecognized name", name)
+        if not isinstance(chosen, ServerContext):
+            self._go_without(chosen, name)
             return
         if not chosen.speaks(hello.alpn):
             self._refuse(NO_APPLICATION_PROTOCOL, "no common application protocol", name)
@@ -193,6 +206,54 @@ class TlsConnection(Connection):
         self.info.sni = name
         self._wrap(chosen)
         self._handshake()
+
+    def _go_without(self, chosen: Refused | Awaited, name: str) -> None:
+        """There is no context for this client, or not yet."""
+        if isinstance(chosen, Refused):
+            self._refuse(chosen.alert, chosen.reason, name, is_said=chosen.is_said)
+        elif self._awaited is not None:  # it was there, and is gone again
+            self._refuse(NOT_IN_TIME.alert, NOT_IN_TIME.reason, name)
+        elif (refused := chosen.join(self, self.info.client)) is not None:
+            self._refuse(refused.alert, refused.reason, name)
+        else:
+            self.info.sni = name
+            self._awaited = chosen
+            self._state = WAITING
+            self._deadline = self._owner.loop.time() + LONGEST_WAIT
+
+    # -- waiting for a certificate
+
+    def certificate_ready(self) -> None:
+        """Choose again: now the context is there."""
+        if self._state is WAITING:
+            self._state = HELLO
+            self._deadline = self._owner.loop.time() + self._owner.handshake_timeout
+            self._guard(self._started)
+
+    def certificate_refused(self, refused: Refused) -> None:
+        """End the handshake: there will be none, or it takes too long."""
+        if self._state is WAITING:
+            self._leave_waiting()
+            self._guard(self._refuse, refused.alert, refused.reason, self.info.sni)
+
+    def drain(self) -> None:
+        if self._state is WAITING:
+            self._draining = True  # it may wait as long as the worker does: nobody else has heard its question
+        else:
+            super().drain()
+
+    def _receive_early(self, data: bytes) -> None:
+        if self._state is not WAITING:
+            super()._receive_early(data)
+            return
+        self._early += data
+        if len(self._early) > _MOST_EARLY:
+            self._leave_waiting()
+            self._refuse(UNEXPECTED_MESSAGE, "more than a ClientHello", self.info.sni)
+
+    def _leave_waiting(self) -> None:
+        if self._awaited is not None:
+            self._awaited.leave(self)
 
     def _find_address(self) -> str:
         """Where the client called. Asked for only when it gave no name; a PROXY header may have said it already."""
@@ -222,9 +283,12 @@ class TlsConnection(Connection):
             old_hello = first[0] & 0x80 and first[2:3] == b"\x01"  # SSL 2 (RFC 5246 E.2)
             self._refuse(PROTOCOL_VERSION if old_hello else UNEXPECTED_MESSAGE, "not TLS")
 
-    def _refuse(self, alert: int, reason: str, name: str = "") -> None:
+    def _refuse(self, alert: int, reason: str, name: str = "", *, is_said: bool = False) -> None:
         self._send(bytes((21, 3, 3, 0, 2, 2, alert)))  # RFC 8446 6: level fatal
-        self._handshake_failed(reason, name)
+        if is_said:
+            self._early = b""
+        else:
+            self._handshake_failed(reason, name)
         self._linger()
 
     # -- the handshake
@@ -253,6 +317,9 @@ class TlsConnection(Connection):
         info.resumed = bool(tls.session_reused)
         if info.policy is not None and info.policy.client_auth != "off":
             info.client_certificate = tls.getpeercert(binary_form=True)
+        if info.alpn == _ACME_TLS:
+            self._end_challenge()
+            return
         if info.tls == "TLSv1.3":
             self._hold_ticket()
         elif self._outgoing.pending:
@@ -260,6 +327,12 @@ class TlsConnection(Connection):
         self._open()
         if self._incoming.pending:
             self._pump(b"")
+
+    def _end_challenge(self) -> None:
+        """The CA has seen the certificate, which is all this connection is for (RFC 8737 3)."""
+        self._early = b""
+        self._state = OPEN  # to say close_notify
+        self.finish()
 
     def _hold_ticket(self) -> None:
         """What is left is a session ticket, of use after this connection: let it save a write and a wake-up.
@@ -284,6 +357,7 @@ class TlsConnection(Connection):
             self._flush()
 
     def _release(self) -> None:
+        self._leave_waiting()
         if self._tls is not None:
             self._tls = None
             del self._read, self._seal_write, self._incoming, self._outgoing

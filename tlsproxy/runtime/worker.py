@@ -25,7 +25,9 @@ from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import (
     AdoptListeners,
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     ControlChannel,
     ControlError,
     Drain,
@@ -75,7 +77,7 @@ async def _run(channel: ControlChannel) -> int:
         return 0  # told to leave, or left alone, before there was anything to do
     try:
         settings = Settings.model_validate_json(start.settings)
-        front, others = _set_up(settings, start)
+        front, others = _set_up(settings, start, channel)
     except TlsproxyError as error:
         channel.send(Failed(str(error)))
         return error.exit_code
@@ -87,16 +89,17 @@ async def _run(channel: ControlChannel) -> int:
     return 0
 
 
-def _set_up(settings: Settings, start: Start) -> tuple[Front, Slots]:
+def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[Front, Slots]:
     """Return the Front, which listens on this worker's slot, and the sockets of the other slots."""
     logs.configure(settings.log)
     # Before the store, a key or a client is touched: what root alone can read must fail now, not at a renewal.
     drop_privileges(settings.server.user)
     front = Front(
         settings,
-        store=open_store(settings.store.url),
+        store=open_store(settings.store.url, settings.store.master_keys()),
         ticket_secret=bytes.fromhex(start.ticket_secret),
         loop=asyncio.get_running_loop(),
+        want=lambda host, client: channel.send(CertificateWanted(host, client)),
     )
     slots = inherit_listeners(start.listeners)
     front.start(slots.pop(start.slot, ()))
@@ -148,6 +151,8 @@ class Worker:
             case CertificatesChanged(names=names):
                 for problem in self._front.certificates_changed(names):
                     logger.error("certificate.refused", extra={"error": problem})
+            case CertificateRefused(host=host, reason=reason, until=seconds):
+                self._front.certificate_refused(host, reason, seconds)
             case AdoptListeners(slots=slots):
                 self._adopt(slots)
             case ReleaseListeners(slots=slots):

@@ -1,0 +1,73 @@
+"""Answers to a CA that asks whether we hold a name: HTTP-01 and TLS-ALPN-01, whichever worker it reaches.
+
+Knows where the certifier leaves the answers, and the forms they are given in. Does not know orders or CAs. Rules: what
+strangers ask is looked up a limited number of times a second; a store in trouble answers nothing and says so once in a
+while; an answer is never remembered, because the next order has another for the same name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.errors import StoreError
+from tlsproxy.proxy.rate import Bucket, Quiet
+from tlsproxy.proxy.sitetls import ServerContext, SiteTls, build_context
+
+if TYPE_CHECKING:
+    from tlsproxy.store.challenges import Challenges
+
+logger = logging.getLogger(__name__)
+
+ACME_TLS: Final = "acme-tls/1"  # RFC 8737 3
+HTTP_PREFIX: Final = b"/.well-known/acme-challenge/"  # RFC 8555 8.3
+_LOOKS: Final = 1000  # into the store, a second; one that finds nothing takes about 20 µs
+_CONTEXTS: Final = 8  # an order asks for a name from several places at once
+
+
+class ChallengeAnswers:
+    """One per worker. Mutable: `_contexts`, the latest by what they are made of."""
+
+    def __init__(self, challenges: Challenges, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._challenges = challenges
+        self._bucket = Bucket(_LOOKS, _LOOKS, clock=clock)
+        self._quiet = Quiet(clock=clock)
+        self._contexts: dict[str, ServerContext] = {}
+
+    def http(self, target: bytes) -> bytes | None:
+        """Return the key authorization for a target that begins with HTTP_PREFIX; None if the question is not ours."""
+        token = target[len(HTTP_PREFIX) :]
+        if not token.isascii() or not self._bucket.take():
+            return None
+        try:
+            answer = self._challenges.http(token.decode("ascii"), datetime.now(UTC))
+        except (StoreError, ValueError, LookupError, TypeError) as error:
+            if self._quiet.may_say("unusable"):
+                logger.error("challenge.unusable", extra={"challenge": "http-01", "error": str(error)})  # noqa: TRY400
+            return None
+        return None if answer is None else answer.encode("ascii")
+
+    def tls_alpn(self, server_name: str) -> ServerContext | None:
+        """Return the context that answers for this name, None if nobody is to ask. Raises StoreError, CertificateError.
+
+        It speaks `acme-tls/1` and nothing else (RFC 8737 3).
+        """
+        if not self._bucket.take():
+            return None
+        bundle = self._challenges.tls_alpn(server_name, datetime.now(UTC))
+        if bundle is None:
+            return None
+        context = self._contexts.get(bundle.fingerprint)
+        if context is None:
+            site = SiteTls((server_name,))
+            context = ServerContext(build_context(site, (bundle,), (ACME_TLS,)), site.policy, (ACME_TLS,))
+            context.ssl.num_tickets = 0
+            while len(self._contexts) >= _CONTEXTS:
+                del self._contexts[next(iter(self._contexts))]
+            self._contexts[bundle.fingerprint] = context
+        if self._quiet.may_say(bundle.fingerprint):
+            logger.info("challenge.answered", extra={"challenge": "tls-alpn-01", "host": server_name})
+        return context
