@@ -55,9 +55,7 @@ class Challenges:
         try:
             return None if answer is None else Bundle.from_record(answer)
         except ValueError as error:
-            raise StoreError(
-                f"{name}: the answer to the CA's challenge is damaged. The next order replaces it."
-            ) from error
+            raise StoreError(_damaged(name)) from error
 
     def remove_tls_alpn(self, server_name: str) -> None:
         """Forget the answer, if there is one. Raises StoreError, ValueError."""
@@ -75,19 +73,27 @@ class Challenges:
             raise ValueError("time without zone")
         self._store.put_record(_FOLDER, name, {"expires": expires.isoformat(), "answer": answer})
 
-    def _answer(self, name: str, now: datetime) -> str | dict[str, Any] | None:
+    def _answer(self, name: str, now: datetime) -> Any:
+        """Return the answer as it was put, None if there is none any more. Raises StoreError."""
         record = self._store.get_record(_FOLDER, name)
-        return record["answer"] if record and _expires(record) > now else None
+        try:
+            if record is None or datetime.fromisoformat(record["expires"]) <= now:
+                return None
+            return record["answer"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(_damaged(name)) from error
 
     def _is_good(self, name: str, now: datetime) -> bool:
         try:
             return self._answer(name, now) is not None
-        except (StoreError, KeyError, TypeError, ValueError):
+        except StoreError:
             return False
 
 
-def _expires(record: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(record["expires"])
+def _damaged(name: str) -> str:
+    return (
+        f"{name}: the answer to the CA's challenge is damaged. Nothing is to be done: the next attempt writes another."
+    )
 
 
 def _http_name(token: str) -> str:

@@ -56,8 +56,8 @@ def is_shortened(stem: str) -> bool:
 
 def name_of(stem: str) -> str | None:
     """Return the name behind a file name that is not shortened; None for one that no name has."""
-    name = unquote(stem, errors="strict") if "%" in stem else stem
-    return name if stem_of(name) == stem else None
+    name = unquote(stem)
+    return name if stem.isascii() and stem_of(name) == stem else None
 
 
 def examine(directory: Path, *, made_for_us: bool = False) -> None:

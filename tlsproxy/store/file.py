@@ -179,10 +179,13 @@ def _read_all(descriptor: int) -> bytes:
 
 def _name(folder: Path, stem: str) -> str | None:
     """Return the name of a record, None for a file that is none."""
+    if not is_shortened(stem):
+        return name_of(stem)
     try:
-        return (folder / f"{stem}{_NAME_SUFFIX}").read_text("utf-8") if is_shortened(stem) else name_of(stem)
+        name = (folder / f"{stem}{_NAME_SUFFIX}").read_text("utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
         return None
+    return name if stem_of(name) == stem else None
 
 
 def _is_folder(name: str) -> bool:
