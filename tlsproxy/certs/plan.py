@@ -164,10 +164,10 @@ def _why_then(wanted: Wanted, held: Held, window: Ari | None) -> str:
 
 def _renewal_words(held: Held, window: Ari | None) -> str:
     if renewal_time(held, window) >= emergency_time(held):
-        return f"{span(held.not_after - emergency_time(held))} of its life are left then"
+        return f"that is {span(held.not_after - emergency_time(held))} before it expires"
     if window and window.start and window.end:
         return f"the CA suggests renewal between {moment(window.start)} and {moment(window.end)}"
-    return f"about {'half' if held.life < _SHORT_LIFE else 'two thirds'} of its life are over then"
+    return f"about {_share(held)} over then"
 
 
 def _what_changes(wanted: Wanted, held: Held) -> str:
@@ -182,9 +182,13 @@ def _what_changes(wanted: Wanted, held: Held) -> str:
 
 def _why_due(held: Held, window: Ari | None, now: datetime) -> str:
     if now >= emergency_time(held) - TICK:
-        return f"only {span(held.not_after - now)} of its life are left"
+        return f"it expires in {span(held.not_after - now)}"
     if window and window.start and window.end:
         verb = "wanted" if window.end <= now else "wants"
         url = f" (see {window.explanation_url})" if window.explanation_url else ""
         return f"the CA {verb} it renewed between {moment(window.start)} and {moment(window.end)}{url}"
-    return f"{'half' if held.life < _SHORT_LIFE else 'two thirds'} of its life are over"
+    return f"{_share(held)} over"
+
+
+def _share(held: Held) -> str:
+    return "half of its life is" if held.life < _SHORT_LIFE else "two thirds of its life are"

@@ -2,7 +2,7 @@
 
 Knows: the schedule that CAs ask for (letsencrypt.org, integration guide: 1, 10, 100 minutes, then daily) and where a
 certificate's own life asks for less or more patience. Does not know: states, plans. Rule: never more than 5 attempts
-within an hour, the number of failed authorizations that Let's Encrypt takes.
+within an hour for what lives for a day or longer: Let's Encrypt takes 5 failed authorizations.
 """
 
 from __future__ import annotations
