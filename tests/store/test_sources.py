@@ -1,6 +1,7 @@
 """Where the certificates of a site come from."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -8,7 +9,7 @@ from tests.store.pki import issue, rsa_key, write_pair
 from tlsproxy.errors import CertificateError
 from tlsproxy.settings import CertificateFiles, Route, Site
 from tlsproxy.store.memory import MemoryStore
-from tlsproxy.store.sources import bundles_for, certificate_files, certificate_name
+from tlsproxy.store.sources import NotYet, acme_name, bundles_for, certificate_files, certificate_name
 
 ECDSA = issue("a.test", "b.test")
 RSA = issue("a.test", "b.test", key=rsa_key())
@@ -67,3 +68,22 @@ def test_names_of_sites(ecdsa: CertificateFiles) -> None:
     assert certificate_name(site(ecdsa)) == "file/a.test"
     assert certificate_files(site()) == ()
     assert certificate_files(site(ecdsa)) == (ecdsa,)
+
+
+@pytest.mark.parametrize("word", ["acme", "on_demand"])
+def test_certificates_of_a_public_ca_come_from_the_store_as_soon_as_they_are_there(
+    word: Literal["acme", "on_demand"],
+) -> None:
+    store = MemoryStore()
+    wanted = Site(hosts=("a.test", "b.test"), certificate=word, routes=ROUTES)
+    assert (certificate_name(wanted), certificate_files(wanted)) == (acme_name("a.test"), ())
+    with pytest.raises(NotYet, match=r"a\.test: there is no certificate yet\. .*tlsproxy admin certs why"):
+        bundles_for(wanted, store)
+    store.put("acme/a.test", ECDSA.bundle())
+    assert bundles_for(wanted, store) == (ECDSA.bundle(),)
+
+
+def test_only_a_public_ca_makes_one_wait() -> None:
+    with pytest.raises(CertificateError) as caught:
+        bundles_for(site(), MemoryStore())
+    assert not isinstance(caught.value, NotYet)
