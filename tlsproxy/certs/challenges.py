@@ -16,7 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from tlsproxy.certs import alpn
-from tlsproxy.certs.dns.base import DnsProvider, DnsProviderError, challenge_name, is_address, txt_value
+from tlsproxy.certs.dns.base import DnsProvider, DnsProviderError, challenge_name, txt_value
 from tlsproxy.certs.dns.lookup import Lookup, LookupFailed
 from tlsproxy.certs.dns.propagation import NotVisible, Timeouts, wait_until_visible
 from tlsproxy.certs.dns.record import TxtRecord
@@ -67,7 +67,7 @@ def is_solvable(kind: str, identifier: str, *, is_wildcard: bool) -> bool:
         challenge_name(identifier)
     except ValueError:
         return False
-    return not is_address(identifier)
+    return True
 
 
 def order(host: str, preferences: Sequence[str], winner: str = "") -> tuple[str, ...]:

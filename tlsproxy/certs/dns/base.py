@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import re
 from typing import Protocol
 
 from tlsproxy.errors import TlsproxyError
@@ -19,7 +20,9 @@ TTL = 60
 
 LABEL = "_acme-challenge."
 _LONGEST_NAME = 253
-_LONGEST_LABEL = 63
+# Narrower than the DNS: names go to programs of others as arguments, and the owner of a name may not be ours.
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 class DnsProviderError(TlsproxyError):
@@ -51,10 +54,10 @@ def challenge_name(identifier: str) -> str:
 
     Raises ValueError for what has none: an address, or a name that leaves no room (253 octets, RFC 1035 3.1).
     """
-    name = LABEL + identifier.lower().removeprefix("*.").removesuffix(".")
-    if is_address(identifier) or not _is_name(name):
+    host = identifier.lower().removeprefix("*.").removesuffix(".")
+    if _is_address(host) or not is_host_name(LABEL + host):
         raise ValueError(f"{identifier[:300]!r} can't be proven by a TXT record")
-    return name
+    return LABEL + host
 
 
 def txt_value(key_authorization: str) -> str:
@@ -63,14 +66,14 @@ def txt_value(key_authorization: str) -> str:
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
 
 
-def is_address(identifier: str) -> bool:
+def is_host_name(name: str) -> bool:
+    """Tell whether a name, in lower case and without the dot at the end, is one that a record may be made under."""
+    return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
+
+
+def _is_address(identifier: str) -> bool:
     try:
         ipaddress.ip_address(identifier)
     except ValueError:
         return False
     return True
-
-
-def _is_name(name: str) -> bool:
-    labels = name.split(".")
-    return len(name) <= _LONGEST_NAME and all(0 < len(each) <= _LONGEST_LABEL for each in labels) and name.isascii()

@@ -8,7 +8,6 @@ whether a record is there, the zone's own servers are asked; every question has 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,13 +22,12 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
+from tlsproxy.certs.dns.base import is_host_name
 from tlsproxy.errors import TlsproxyError
 
 LONGEST_CHAIN = 8
 _MOST_SERVERS = 20
 _MOST_ADDRESSES = 4  # of one server; what goes beyond is somebody's joke
-# Narrower than the DNS: the name goes to programs of others as an argument, and its owner may not be ours.
-_NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 class LookupFailed(TlsproxyError):
@@ -85,7 +83,7 @@ class Lookup:
                     f"{name}: more than {LONGEST_CHAIN - 1} CNAMEs in a row (up to {target}). "
                     "Let it point to the last one directly."
                 )
-            if len(target) > 253 or not _NAME.fullmatch(target):
+            if not is_host_name(target):
                 raise LookupFailed(f"{chain[-2]}: its CNAME leads to {target[:300]!r}, which is no host name.")
         return chain[-1]
 
