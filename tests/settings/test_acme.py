@@ -36,8 +36,12 @@ SECTIONS: dict[str, Any] = {
 
 
 def test_secrets_reach_a_child_unchanged() -> None:
-    settings = Settings.model_validate(SECTIONS)
-    received = Settings.model_validate_json(settings.model_dump_json())
+    sites = [
+        {"hosts": hosts, "backends": ["127.0.0.1:8000"], "certificate": certificate}
+        for hosts, certificate in [("*", "on_demand"), ("a.example.com", "acme"), ("b.example.com", "internal")]
+    ]
+    settings = Settings.model_validate({**SECTIONS, "sites": sites})
+    received = Settings.from_parent(settings.for_child())
     assert received == settings
     assert received.store.master_keys() == (SECRETS["master"],)
     assert received.events.webhook.get_secret_value() == SECRETS["hook"]

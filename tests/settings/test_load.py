@@ -160,7 +160,7 @@ def test_a_normal_user_gets_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_a_normal_user_gets_an_admin_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def socket(text: str = FILE, **environ: str) -> str:
-        return load_text(text, **environ).settings.admin.socket
+        return load(write(text), {}, environ).settings.admin.socket
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(loader, "_SYSTEM_RUN", tmp_path / "absent")

@@ -44,6 +44,7 @@ def test_settings_reach_a_child_unchanged(certificate: Any) -> None:
     site = {**SITE, "certificate": certificate, "client_ca": "/ca.pem", "client_auth": "request", "hsts": "1y"}
     sections = {"listen": {"proxy_protocol": True}, "server": {"drain": "0.1s"}, "tls": {"default_host": "localhost"}}
     settings = Settings.model_validate({"sites": [site], **sections})
+    assert Settings.from_parent(settings.for_child()) == settings
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
     assert Settings.model_validate(settings.model_dump()) == settings
 

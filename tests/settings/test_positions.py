@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.settings.positions import Path, find_line, scan_positions
+from tlsproxy.settings.positions import Lines, Path, scan_positions
 
 TRICKY = '''# [not.a.table] key = "x"
 a = """
@@ -62,9 +62,9 @@ def test_a_tricky_text() -> None:
 
 
 def test_the_nearest_enclosing_place_answers() -> None:
-    lines = scan_positions(TRICKY)
-    assert find_line(lines, ("sites", 1, "backends", 3)) == 19
-    assert find_line(lines, ("nowhere", "at", "all")) is None
+    lines = Lines(TRICKY)
+    assert lines.find(("sites", 1, "backends", 3)) == 19
+    assert lines.find(("nowhere", "at", "all")) is None
 
 
 def test_windows_line_ends_count_once() -> None:

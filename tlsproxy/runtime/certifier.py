@@ -87,7 +87,7 @@ async def _converse(channel: ControlChannel) -> int:
 
 
 async def _prepare(start: Start) -> CertificateManager:
-    settings = Settings.model_validate_json(start.settings)
+    settings = Settings.from_parent(start.settings)
     logs.configure(settings.log)
     # Here and not in a thread: no_new_privs holds for the calling thread and those it starts (prctl(2)).
     drop_privileges(settings.server.user)

@@ -34,7 +34,7 @@ class ControlError(TlsproxyError):
 class Start:
     """Supervisor → child, once and first: everything a child needs to know.
 
-    `settings` is `Settings.model_dump_json()`; `listeners` are (kind, inherited file descriptor, slot) of all slots,
+    `settings` is `Settings.for_child()`; `listeners` are (kind, inherited file descriptor, slot) of all slots,
     none for the certifier; `ticket_secret` is hex and common to all workers: TLS sessions resume in any of them.
     `addresses` are the https addresses that are really bound, as getsockname tells them ("127.0.0.1:8443", "[::]:443"):
     for the certifier, which looks whether what it obtained is served.

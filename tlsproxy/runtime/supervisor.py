@@ -119,7 +119,7 @@ class Supervisor:
         await asyncio.gather(drain, return_exceptions=True)
 
     def _make_generation(self, number: int) -> Generation:
-        settings = self._settings.model_dump_json()
+        settings = self._settings.for_child()
         inherited: tuple[tuple[ListenerKind, int, int], ...] = tuple(
             (listener.kind, listener.socket.fileno(), listener.slot) for listener in self._listeners
         )

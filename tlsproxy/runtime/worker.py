@@ -76,7 +76,7 @@ async def _run(channel: ControlChannel) -> int:
     if not isinstance(start, Start):
         return 0  # told to leave, or left alone, before there was anything to do
     try:
-        settings = Settings.model_validate_json(start.settings)
+        settings = Settings.from_parent(start.settings)
         front, others = _set_up(settings, start, channel)
     except TlsproxyError as error:
         channel.send(Failed(str(error)))

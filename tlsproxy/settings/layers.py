@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from tlsproxy.errors import ConfigError, Problem
 from tlsproxy.settings import raw, secret_files, tree
 from tlsproxy.settings.models import Settings
-from tlsproxy.settings.positions import find_line, scan_positions
+from tlsproxy.settings.positions import Lines
 
 PREFIX = "TLSPROXY_"
 CONFIG_VARIABLE = "TLSPROXY_CONFIG"
@@ -45,7 +45,7 @@ class Layer:
     source: str
     values: dict[str, Any]
     names: Mapping[raw.Path, str] = field(default_factory=dict)
-    lines: dict[raw.Path, int] = field(default_factory=dict)
+    lines: Lines = field(default_factory=Lines)
     problems: tuple[Problem, ...] = ()
     written: Mapping[raw.Path, raw.Path] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class Layer:
             return f"option {self._name(path)}", dotted(path)
         if self.names:
             return self.source, self._name(path)
-        line = find_line(self.lines, path)
+        line = self.lines.find(path)
         return (f"{self.source}:{line}" if line else self.source), dotted(path)
 
     def origin(self, path: raw.Path) -> str:
@@ -92,7 +92,7 @@ def read_file(path: Path, environ: Mapping[str, str]) -> Layer:
         raise _syntax_error(path, text, str(error)) from error
     except RecursionError as error:
         raise _unreadable(path, "is nested too deeply") from error
-    return _finish(Layer(str(path), values, lines=scan_positions(text)), path.absolute().parent, environ)
+    return _finish(Layer(str(path), values, lines=Lines(text)), path.absolute().parent, environ)
 
 
 def read_environment(environ: Mapping[str, str], source: str) -> Layer:
@@ -208,7 +208,7 @@ def _finish(layer: Layer, folder: Path, environ: Mapping[str, str]) -> Layer:
 
 def _file_names(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Find what names files: the processes that read them may stand elsewhere."""
-    for _, table, section in tree.walk(values):
+    for _, table, section in tree.find_tables(values):
         twins = (f"{key}_file" for key in section.SECRETS)
         names = (key for key in (*section.FILES, *twins) if isinstance(table.get(key), str))
         yield from ((table, key) for key in names if table[key] not in {"-", "off", ""})

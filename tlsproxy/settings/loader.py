@@ -6,9 +6,10 @@ Rule: all problems of all layers are reported at once; only what can't be read a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,19 @@ _SYSTEM_STORE = Path("/var/lib/tlsproxy")
 _SYSTEM_RUN = Path("/run/tlsproxy")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Loaded:
-    """Settings, the origin of every effective key ("sites.0.hosts" -> "tlsproxy.toml:12"), the file read, if any."""
+    """Settings, the file read, if any, and on demand where each value came from."""
 
     settings: Settings
-    origins: dict[str, str]
     path: Path | None
+    _layers: Sequence[sources.Layer] = field(repr=False)
+    _merged: dict[str, Any] = field(repr=False)
+
+    @functools.cached_property
+    def origins(self) -> dict[str, str]:
+        """Return the origin of every effective key: "sites.0.hosts" -> "tlsproxy.toml:12"."""
+        return _find_origins(self.settings, self._layers, self._merged)
 
 
 def load(
@@ -52,7 +59,7 @@ def load(
     settings = _validate(layers, merged)
     if require_sites and not settings.sites:
         raise ConfigError([_nothing_to_serve(path)])
-    return Loaded(settings, _find_origins(settings, layers, merged), path)
+    return Loaded(settings, path, layers, merged)
 
 
 def flatten(section: BaseModel, path: raw.Path = ()) -> Iterator[tuple[raw.Path, Any]]:

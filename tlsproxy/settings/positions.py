@@ -23,12 +23,22 @@ def scan_positions(text: str) -> dict[Path, int]:
     return scanner.lines
 
 
-def find_line(lines: dict[Path, int], path: Path) -> int | None:
-    """Return the line of the path, or of the nearest thing around it that has one."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in lines:
-            return lines[path[:length]]
-    return None
+class Lines:
+    """The lines of a text, looked for when the first one is asked for: a configuration without a fault has no need."""
+
+    # Mutable: _lines (None until asked for).
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+        self._lines: dict[Path, int] | None = None
+
+    def find(self, path: Path) -> int | None:
+        """Return the line of the path, or of the nearest thing around it that has one."""
+        if self._lines is None:
+            self._lines = scan_positions(self._text)
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._lines:
+                return self._lines[path[:length]]
+        return None
 
 
 def _unquoted(text: str) -> str:

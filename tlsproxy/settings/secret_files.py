@@ -30,7 +30,7 @@ class Outcome:
 def resolve(values: dict[str, Any]) -> Outcome:
     """Put the secrets in place of the names of their files, in `values` itself."""
     outcome = Outcome()
-    for path, table, section in list(tree.walk(values)):
+    for path, table, section in list(tree.find_tables(values)):
         for key in section.SECRETS:
             if isinstance(name := table.get(f"{key}_file"), str):
                 del table[f"{key}_file"]

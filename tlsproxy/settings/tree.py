@@ -30,17 +30,19 @@ def known_keys(section: type[Section]) -> list[str]:
     return [*short, *section.model_fields, *(f"{key}_file" for key in section.SECRETS)]
 
 
-def walk(values: Any, path: Path = (), section: type[Section] = Settings) -> Iterator[Table]:
-    """Yield every table there is in raw values, with its path and its section."""
+def find_tables(values: Any, path: Path = (), section: type[Section] = Settings) -> Iterator[Table]:
+    """Yield every table there is in raw values whose section names files or secrets, with its path and its section."""
     for name, inner in _inner(section).items():
+        if not _is_of_interest(inner):
+            continue
         found = values.get(name) if isinstance(values, dict) else None
         if isinstance(found, dict):
             yield (*path, name), found, inner
-            yield from walk(found, (*path, name), inner)
+            yield from find_tables(found, (*path, name), inner)
         for index, item in enumerate(found if isinstance(found, list) else ()):
             if isinstance(item, dict):
                 yield (*path, name, index), item, inner
-                yield from walk(item, (*path, name, index), inner)
+                yield from find_tables(item, (*path, name, index), inner)
 
 
 @functools.cache
@@ -54,6 +56,11 @@ def _homes(section: type[Section], prefix: str) -> Iterator[tuple[str, type[Sect
         is_list = get_origin(section.model_fields[name].annotation) is tuple
         yield (f"[[{prefix}{name}]]" if is_list else f"[{prefix}{name}]"), inner
         yield from _homes(inner, f"{prefix}{name}.")
+
+
+@functools.cache
+def _is_of_interest(section: type[Section]) -> bool:
+    return bool(section.FILES or section.SECRETS) or any(map(_is_of_interest, _inner(section).values()))
 
 
 @functools.cache
