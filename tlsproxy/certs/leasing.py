@@ -1,0 +1,83 @@
+"""Hold the lease of one certificate while it is worked on.
+
+Knows: how long a lease lasts and when to renew it. Does not know: what the work is. Rules: who loses the lease stops at
+once and drops what it has; a store that can't be reached for a moment costs nothing as long as the lease lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from tlsproxy.certs.tools import Tools
+from tlsproxy.errors import StoreError
+from tlsproxy.store.base import Lease, LeaseLost
+
+logger = logging.getLogger(__name__)
+
+LIFE = 60.0
+RENEWAL = 20.0
+"""Seconds: two renewals may fail before the lease runs out, and a killed certifier is waited for one minute."""
+
+
+def lease_name(name: str) -> str:
+    """Return the name of the lease for a certificate."""
+    return f"certificate {name}"
+
+
+@contextlib.asynccontextmanager
+async def holding(
+    tools: Tools, name: str, *, life: float = LIFE, renewal: float = RENEWAL
+) -> AsyncIterator[Lease | None]:
+    """Hold the lease while the block runs; None if somebody alive has it. Raises StoreError.
+
+    Raises LeaseLost into the block's place when it is lost meanwhile: the block is cancelled where it waits.
+    """
+    lease = await tools.in_store(tools.store.acquire, lease_name(name), life)
+    if lease is None:
+        yield None
+        return
+    keeper = _Keeper(tools, lease, life, renewal)
+    try:
+        async with keeper:
+            yield lease
+    finally:
+        with contextlib.suppress(StoreError):
+            await tools.in_store(tools.store.release, lease)
+
+
+class _Keeper:
+    """Renews one lease; cancels the task that made it when that is no longer possible."""
+
+    # Mutable: is_lost, _renewing.
+
+    def __init__(self, tools: Tools, lease: Lease, life: float, renewal: float) -> None:
+        self._tools, self._lease, self._life, self._renewal = tools, lease, life, renewal
+        self._worker = asyncio.current_task()
+        self.is_lost = False
+
+    async def __aenter__(self) -> None:
+        self._renewing = asyncio.create_task(self._renew())
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._renewing.cancel()
+        await asyncio.gather(self._renewing, return_exceptions=True)
+        if self.is_lost and isinstance(error, asyncio.CancelledError) and self._worker and not self._worker.uncancel():
+            raise LeaseLost(
+                f"the lease {self._lease.name!r} went to somebody else; the work on it was dropped"
+            ) from error
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._renewal)
+            try:
+                await self._tools.in_store(self._tools.store.renew, self._lease, self._life)
+            except LeaseLost:
+                self.is_lost = True
+                if self._worker:
+                    self._worker.cancel()
+                return
+            except StoreError as error:
+                logger.warning("certificate.lease_not_renewed", extra={"lease": self._lease.name, "error": str(error)})
