@@ -7,7 +7,7 @@ the zone is the one configured, or the one that the server itself names.
 
 from __future__ import annotations
 
-import binascii
+import base64
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,14 @@ import dns.update
 from tlsproxy.certs.dns.base import TTL, DnsProviderError
 from tlsproxy.certs.dns.lookup import is_in_zone
 
+_ALGORITHMS = {
+    "hmac-sha256": dns.tsig.HMAC_SHA256,
+    "hmac-sha384": dns.tsig.HMAC_SHA384,
+    "hmac-sha512": dns.tsig.HMAC_SHA512,
+    "hmac-sha224": dns.tsig.HMAC_SHA224,
+    "hmac-sha1": dns.tsig.HMAC_SHA1,
+    "hmac-md5": dns.tsig.HMAC_MD5,
+}
 _REFUSALS = {
     dns.rcode.REFUSED: "it does not let us change this record. Allow it to this key (update-policy, allow-update).",
     dns.rcode.NOTAUTH: "it is not authoritative for the zone. Name its primary server and its zone.",
@@ -136,9 +144,11 @@ class Rfc2136Provider:
 
 def _key(name: str, secret: str, algorithm: str) -> dns.tsig.Key:
     try:
-        return dns.tsig.Key(name, secret, algorithm)
-    except (binascii.Error, ValueError, dns.exception.DNSException):
+        # Strictly: dnspython skips what is not base64, and the mistake would come back as a bad signature.
+        return dns.tsig.Key(name, base64.b64decode(secret, validate=True), _ALGORITHMS[algorithm])
+    except (ValueError, KeyError, dns.exception.DNSException):
         # Without the cause: its text may hold the secret.
         raise DnsProviderError(
-            f"the TSIG key {name!r} can't be used. Its secret is base64, as `tsig-keygen` prints it."
+            f"the TSIG key {name!r} can't be used. Its secret is base64, as `tsig-keygen` prints it; "
+            f"its algorithm one of {', '.join(_ALGORITHMS)}."
         ) from None
