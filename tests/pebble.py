@@ -103,7 +103,7 @@ class ChallTestSrv(_Daemon):
         ipv4, ipv6 = self._defaults
         self._start(
             *("-dns01", self.address, "-management", f"{LOOPBACK}:{self.management_port}", "-https01", ""),
-            *("-http01", f"{LOOPBACK}:{self.http_port}", "-tlsalpn01", f"{LOOPBACK}:{self.tls_port}"),
+            *("-http01", _on_both(self.http_port), "-tlsalpn01", _on_both(self.tls_port)),
             *("-defaultIPv4", ipv4, "-defaultIPv6", ipv6),
         )
         ports = (self.port, self.management_port, self.http_port, self.tls_port)
@@ -281,6 +281,10 @@ class Pebble(_Daemon):
             "PEBBLE_VA_SLEEPTIME": self.validation_sleep or 1,
         }
         return {name: str(value) for name, value in values.items()}
+
+
+def _on_both(port: int) -> str:
+    return f"{LOOPBACK}:{port},[::1]:{port}"
 
 
 def _absolute(host: str) -> str:

@@ -138,6 +138,7 @@ _PAUSED = re.compile(r"(?i)temporarily prevented from requesting")
 _PASSING_CAA = re.compile(r"(?i)DNS problem|SERVFAIL|timed out|timeout|looking up CAA")
 _RETRY_IN_WORDS = re.compile(r"(?i)retry after (\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d) ?(?:UTC|Z)")
 _UNREADABLE = re.compile(r"[^ -~\u00a1-\ud7ff\ue000-\uffef]+")
+_NAMED_IN_WORDS = re.compile(r'(?:Cannot issue for|forbidden by policy:) "([^"]+)"')
 _LONGEST_DETAIL = 1000
 
 
@@ -222,8 +223,12 @@ def clean(text: str) -> str:
 
 
 def _identifier_of(document: Mapping[str, Any]) -> str:
+    """Return the host that a problem names in its field, or in words that Boulder and Pebble write."""
     identifier = document.get("identifier")
-    return clean(_text(identifier.get("value"))) if isinstance(identifier, dict) else ""
+    if isinstance(identifier, dict):
+        return clean(_text(identifier.get("value")))
+    found = _NAMED_IN_WORDS.search(_text(document.get("detail")))
+    return clean(found[1]) if found else ""
 
 
 def _retry_in_words(detail: str) -> datetime | None:

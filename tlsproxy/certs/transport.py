@@ -22,8 +22,7 @@ from requests.adapters import HTTPAdapter
 from requests.utils import parse_header_links
 from urllib3 import HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
-from urllib3.exceptions import TimeoutError as PoolTimeout
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ReadTimeoutError
 from urllib3.util.ssl_ import create_urllib3_context
 
 from tlsproxy.certs.problems import AcmeFailure, FailureKind, clean
@@ -167,7 +166,7 @@ def _reason(error: Exception, ca_bundle: str) -> tuple[str, str]:
             return "caNameUnknown", str(cause.__cause__ or cause)
     if ca_bundle and any(_is_bundle_trouble(cause) for cause in causes):
         return "caBundle", f"{ca_bundle}: {_words(causes[-1])}"
-    if any(isinstance(cause, (TimeoutError, PoolTimeout, requests.Timeout)) for cause in causes):
+    if any(isinstance(cause, (TimeoutError, ReadTimeoutError, requests.Timeout)) for cause in causes):
         return "caTimeout", ""
     return "caUnreachable", _words(causes[-1])
 
