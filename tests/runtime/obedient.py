@@ -3,7 +3,8 @@
 `Start.settings` is the part it plays: "serve", "fail REASON", "exit STATUS", "announce NAME" (before it is
 ready), "leave" (accepts no more), "babble", "cling" (never leaves), "wish HOST" (a worker wants a certificate),
 "impostor" (speaks as the certifier does), "mute" (answers no question). As the certifier it answers an AdminCall by its
-verb: "die" ends it, "work" is never done, all else gets a step and the name back.
+name: "die" ends it, "long" is work that is done when somebody asks for "finish", "gone" is not found, all else gets a
+step and what was asked.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tlsproxy.runtime.control import (
     Stats,
     StatsRequest,
 )
+
+_LONG: list[int] = []
 
 
 async def _play() -> int:
@@ -76,13 +79,19 @@ def _answer(channel: ControlChannel, message: Message) -> bool:
             channel.send(CertificateRefused(host, f"not for {client}", 60.0))
         case CertificateRefused(host=host, reason=reason):
             _say("refused", host, reason)
-        case AdminCall(verb="die"):
+        case AdminCall(name="die"):
             return False
-        case AdminCall(verb="work"):
-            channel.send(AdminProgress(message.id, "order", message.name, "working"))
-        case AdminCall(id=number, name=name):
-            channel.send(AdminProgress(number, "order", name, "asked"))
-            channel.send(AdminResult(number, 200, {"name": name, **message.options}))
+        case AdminCall(name="long"):
+            _LONG.append(message.id)
+            channel.send(AdminProgress(message.id, "order", "long", "working"))
+        case AdminCall(name="gone"):
+            channel.send(AdminResult(message.id, 404, {"error": "there is no such certificate"}))
+        case AdminCall(verb="status"):
+            channel.send(AdminResult(message.id, 200, {"valid": 2, "pending": 1, "failed": 0, "state": "idle"}))
+        case AdminCall(id=number, verb=verb, name=name):
+            for done in (*_LONG, number) if name == "finish" else (number,):
+                channel.send(AdminProgress(done, "order", name, "asked"))
+                channel.send(AdminResult(done, 200, {"verb": verb, "name": name, **message.options}))
         case StatsRequest():
             channel.send(Stats({"connections": 1, "requests": 7}))
         case AdoptListeners(slots=slots):

@@ -297,7 +297,7 @@ def test_a_call_goes_to_the_certifier_and_its_answer_back() -> None:
             await generation.start()
             call = generation.call_certifier("renew", "a.test", {"force": "true"}, limit=20)
             seen = [event async for event in call.follow(20)]
-            body = {"name": "a.test", "force": "true"}
+            body = {"verb": "renew", "name": "a.test", "force": "true"}
             assert seen == [AdminProgress(2, "order", "a.test", "asked"), AdminResult(2, 200, body)]
 
     asyncio.run(scene())
@@ -308,8 +308,8 @@ def test_a_certifier_that_dies_answers_its_calls_with_an_error(log: Log) -> None
         async with _generation() as generation:
             await generation.start()
             before = generation.certifier_pid()
-            working = generation.call_certifier("work", "a.test", limit=20)
-            generation.call_certifier("die", limit=20)
+            working = generation.call_certifier("renew", "long", limit=20)
+            generation.call_certifier("renew", "die", limit=20)
             result = await working.wait()
             assert (result.status, "ended before" in result.body["error"]) == (503, True)
             await log.wait_for("certifier.replaced")
@@ -336,7 +336,7 @@ def test_a_wish_that_nobody_can_fulfil_is_refused_at_once(log: Log, capfd: pytes
     async def scene() -> None:
         async with _generation("serve") as generation:
             await generation.start()
-            generation.call_certifier("die", limit=20)
+            generation.call_certifier("renew", "die", limit=20)
             await log.wait_for("certifier.died")
             (worker,) = (child for child in generation._children if child.spec.is_worker)
             generation._handle(worker, CertificateWanted("shop.test", "192.0.2.1"))

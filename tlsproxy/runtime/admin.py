@@ -39,6 +39,7 @@ STATS_LIMIT = 1.0
 HEARTBEAT = 10.0
 """Seconds of silence after which a client that follows some work gets an empty line."""
 
+_FULL = f"there are {MAX_CLIENTS} clients of the admin API already. Try again in a moment."
 _FIRST_WORD = 1.0  # seconds in which an error still becomes the status of the answer
 
 
@@ -94,16 +95,14 @@ class AdminServer:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = asyncio.current_task()
-        if client is None or len(self._clients) >= MAX_CLIENTS:
-            await adminhttp.turn_away(writer, 503, f"there are {MAX_CLIENTS} clients already. Try again in a moment.")
-            return
+    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) < MAX_CLIENTS:
+            serving = adminhttp.serve(reader, writer, self.answer)
+        else:
+            serving = adminhttp.turn_away(reader, writer, 503, _FULL)
+        client = asyncio.create_task(serving)
         self._clients.add(client)
-        try:
-            await adminhttp.serve(reader, writer, self.answer)
-        finally:
-            self._clients.discard(client)
+        client.add_done_callback(self._clients.discard)
 
     # --- routes -------------------------------------------------------------------------------------------------------
 

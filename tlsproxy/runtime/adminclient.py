@@ -86,6 +86,8 @@ class AdminClient:
                 raise AdminError(str(line["error"]), int(line.get("status", 500)))
             else:
                 yield Done(line.get("result"))
+                return
+        raise AdminError("the proxy ended before the work did; it goes on with it after its start", 503)
 
     def _whole(self, method: str, path: tuple[str, ...], options: Mapping[str, str]) -> Any:
         answer = b""
@@ -107,8 +109,6 @@ class AdminClient:
                 for line in filter(None, lines):
                     parsed = _parsed(line, self.path)
                     yield parsed if exchange.is_stream else {"result": _checked(exchange.status, parsed)}
-            if not exchange.is_whole or rest:
-                raise AdminError("the proxy ended before the work did; it goes on with it after its start", 503)
 
 
 class _Exchange:

@@ -32,6 +32,8 @@ READ_TIME = 10.0
 WRITE_TIME = 10.0
 """Seconds for a client to take what it was sent."""
 
+_PARTING_TIME = 1.0
+
 _LOCAL_NAMES = frozenset({"", "localhost", "tlsproxy", "unix"})
 _JSON = "application/json"
 _LINES = "application/x-ndjson"
@@ -75,19 +77,24 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hand
     try:
         while await connection.exchange(handle):
             pass
+        writer.close()
+        async with asyncio.timeout(WRITE_TIME):
+            await writer.wait_closed()
     except (OSError, TimeoutError, h11.ProtocolError):
         pass  # the client has left, or takes nothing: there is nobody to tell
     finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        writer.transport.abort()  # nothing, if it is closed already
 
 
-async def turn_away(writer: asyncio.StreamWriter, status: int, message: str) -> None:
-    """Answer a client that will not be read from."""
+async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: int, message: str) -> None:
+    """Answer a client whatever it asks for, and close."""
     body = _json({"error": message})
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    with contextlib.suppress(OSError, TimeoutError):
+        # A socket that is closed with something unread in it resets its peer.
+        async with asyncio.timeout(_PARTING_TIME):
+            await reader.read(MAX_HEAD)
     writer.close()
 
 
