@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tlsproxy.errors import StoreError
-from tlsproxy.store.certificates import CertificateStore
+from tlsproxy.store.certificates import CertificateStore, RecordDamaged
 from tlsproxy.store.directory import examine
 from tlsproxy.store.file import FileRecords
 from tlsproxy.store.memory import MemoryRecords
@@ -20,6 +20,7 @@ __all__ = [
     "CertificateStore",
     "Lease",
     "LeaseLost",
+    "RecordDamaged",
     "Records",
     "ephemeral_store",
     "examine_store",

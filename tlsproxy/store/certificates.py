@@ -22,6 +22,10 @@ _PROBE_SIZE = 64 << 10  # bytes; as much as the records of a dozen certificates,
 T = TypeVar("T")
 
 
+class RecordDamaged(StoreError):
+    """The record was read, and is none: only making it again helps. Nothing to do with a disk or a key that is away."""
+
+
 class CertificateStore:
     """Certificates by name, and JSON objects by folder and name. What request path and certificate path both know.
 
@@ -114,7 +118,7 @@ class CertificateStore:
             return parse(parse_envelope(name, value))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             kind = "certificate record" if folder == CERTIFICATES else "record"
-            raise StoreError(
+            raise RecordDamaged(
                 f"{self.records.where(key)}: the {kind} is damaged ({_short(error)}). "
                 "Restore it from a backup, or delete it to have it made again."
             ) from error
