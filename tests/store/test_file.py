@@ -6,7 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,20 @@ def test_an_open_directory_of_our_own_is_closed(directory: Path) -> None:
     (directory / "certificates").chmod(0o777)
     assert FileStore(directory).get("a") == ONE
     assert (mode(directory), mode(directory / "certificates")) == (0o700, 0o700)
+
+
+def test_all_that_we_put_there_is_known_to_be_ours(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+    for folder in ("state", "challenges", "accounts", "ledger"):
+        store.put_record(folder, "a", {})
+    assert store.acquire("a")
+    store.self_test()
+    (directory / "admin.sock").touch()
+    for path in (directory, *(path for path in directory.iterdir() if path.is_dir())):
+        path.chmod(0o755)
+    FileStore(directory)
+    assert {mode(path) for path in (directory, *directory.rglob("*")) if path.is_dir()} == {0o700}
 
 
 def test_an_open_directory_with_other_things_in_it_is_refused_and_left_alone(directory: Path) -> None:
@@ -145,6 +159,38 @@ def test_leftovers_of_killed_writers_go_with_the_next_write(directory: Path) -> 
     assert not left.exists()
 
 
+def test_a_name_too_long_for_a_file_name_stands_beside_its_record(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put("x" * 512, ONE)
+    record, label = sorted((directory / "certificates").iterdir())
+    assert (record.suffix, label.suffix, label.read_text()) == (".json", ".name", "x" * 512)
+    store.put("x" * 512, TWO)
+    assert (store.get("x" * 512), store.list()) == (TWO, ("x" * 512,))
+    label.write_text("y" * 512)
+    assert store.list() == ()
+    store.delete("x" * 512)
+    assert list((directory / "certificates").iterdir()) == []
+
+
+def test_files_that_are_no_records_are_left_alone(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+    for name in ("README", "UPPER.json", ".hidden.json", "x~y.json", "a.json~", "%zz.json"):
+        (directory / "certificates" / name).write_text("")
+    assert store.list() == ("a",)
+
+
+def test_a_record_of_an_earlier_release_is_read(directory: Path) -> None:
+    """It said neither when it was written nor what only a public CA gives."""
+    store = FileStore(directory)
+    known = ("version", "names", "chain_pem", "key_pem", "not_before", "not_after", "serial", "issuer")
+    record = {field: ONE.to_record()[field] for field in (*known, "fingerprint", "key_type", "source")}
+    (directory / "certificates" / "internal%2fa.test.json").write_text(
+        json.dumps({"name": "internal/a.test", **record})
+    )
+    assert (store.get("internal/a.test"), store.list()) == (ONE, ("internal/a.test",))
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"name": "a"}', b"\xff\xfe", b'{"name": "b"}'])
 def test_a_damaged_record_is_named_and_harms_no_other(directory: Path, damage: bytes) -> None:
     store = FileStore(directory)
@@ -215,3 +261,90 @@ def test_kill_9_in_the_middle_of_writing_leaves_a_whole_record(directory: Path) 
             "one.json",
             "two.json",
         ]
+
+
+FILL_THE_DISK = """
+import sys
+from pathlib import Path
+from tests.store.test_file import expect_store_error
+from tlsproxy.store.base import open_store
+
+folder = Path(sys.argv[1])
+store = open_store(f"file://{folder}/store", sys.argv[2:])
+store.self_test()
+one = store.get("one") or open_store(f"file://{sys.argv[1]}-source").get("one")
+store.put("one", one)
+store.put_record("state", "one", {"n": 1})
+lease = store.acquire("one")
+
+filler = (folder / "filler").open("wb", buffering=0)
+size = 1 << 20
+while size:
+    try:
+        filler.write(bytes(size))
+    except OSError:
+        size //= 2
+
+full = "The disk is full: make room"
+expect_store_error(full, lambda: store.put("one", one, lease))
+expect_store_error(full, lambda: store.put_record("state", "one", {"n": 2}))
+expect_store_error(full, lambda: store.put("two", one))
+expect_store_error(full, lambda: store.acquire("two"))
+expect_store_error(full, lambda: store.renew(lease))
+expect_store_error(full, store.self_test)
+assert store.get("one") == one and store.get("two") is None
+assert store.get_record("state", "one") == {"n": 1}
+assert store.list() == ("one",) and list((folder / "store/new").iterdir()) == []
+
+filler.truncate(filler.tell() - (32 << 10))
+store.put("one", one, lease)
+expect_store_error(full, store.self_test)
+
+filler.truncate(0)
+store.self_test()
+store.renew(lease)
+store.put("two", one, lease)
+assert store.acquire("two").token == 1
+print("done")
+"""
+
+OTHER_FILE_SYSTEM = """
+import sys
+from pathlib import Path
+from tests.store.test_file import expect_store_error
+from tlsproxy.store.file import FileRecords
+records = FileRecords(Path(sys.argv[1]))
+expect_store_error("must lie on one file system", lambda: records.write("state/a", b"1"))
+print("done")
+"""
+
+
+def expect_store_error(said: str, act: Callable[[], object]) -> None:
+    with pytest.raises(StoreError, match=said):
+        act()
+
+
+def run_with_small_disk(mount_at: Path, script: str, *arguments: str) -> None:
+    """Run the script with a disk of 300 kB at a place, which is gone with the script. Needs the right to mount."""
+    mount_at.mkdir(parents=True)
+    mount = 'mount -t tmpfs -o size=300k,mode=0700 tmpfs "$0" || exit 77; exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, str(mount_at), sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("no right to mount here")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@as_root
+@pytest.mark.system
+@pytest.mark.parametrize("keys", [[], ["0f" * 32]], ids=["plain", "sealed"])
+def test_on_a_disk_that_is_really_full_nothing_is_lost(tmp_path: Path, keys: list[str]) -> None:
+    FileStore(tmp_path / "disk-source").put("one", ONE)
+    run_with_small_disk(tmp_path / "disk", FILL_THE_DISK, str(tmp_path / "disk"), *keys)
+
+
+@as_root
+@pytest.mark.system
+def test_folders_on_two_file_systems_are_refused(tmp_path: Path) -> None:
+    FileStore(tmp_path / "store").close()
+    run_with_small_disk(tmp_path / "store" / "state", OTHER_FILE_SYSTEM, str(tmp_path / "store"))
