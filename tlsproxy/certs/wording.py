@@ -39,9 +39,11 @@ def address_in(detail: str) -> str:
     for found in _ADDRESS.finditer(detail):
         for text in (found[0], found[0].removesuffix(":")):
             try:
-                return str(ipaddress.ip_address(text))
+                address = ipaddress.ip_address(text)
             except ValueError:
                 continue
+            if not address.is_unspecified:  # Boulder joins what it says with " :: "
+                return str(address)
     return ""
 
 
