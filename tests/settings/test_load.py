@@ -122,6 +122,13 @@ def test_the_file_is_searched() -> None:
 
 def test_file_names_are_relative_to_the_file(tmp_path: Path) -> None:
     text = """
+[acme]
+ca_bundle = "acme.pem"
+dns = { acme_dns = { credentials = "accounts.json" }, exec = { command = ["hook"] } }
+[admin]
+socket = "run/a.sock"
+[events]
+command = ["bin/hook", "x/y"]
 [log]
 access = "logs/access.log"
 [store]
@@ -135,6 +142,9 @@ client_auth = "require"
 """
     settings = load(write(text, "conf/x.toml"), {}, {"HOME": "/home"}).settings
     folder = tmp_path / "conf"
+    assert (settings.acme.ca_bundle, settings.admin.socket) == (folder / "acme.pem", str(folder / "run/a.sock"))
+    assert settings.acme.dns.acme_dns.credentials == folder / "accounts.json"
+    assert (settings.events.command, settings.acme.dns.exec.command) == ((str(folder / "bin/hook"), "x/y"), ("hook",))
     assert settings.log.access == str(folder / "logs/access.log")
     assert settings.store.url == f"{folder.as_uri()}/my%20state"
     assert settings.sites[0].certificate == (

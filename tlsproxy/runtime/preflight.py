@@ -13,10 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from cryptography import x509
-
 from tlsproxy.errors import CertificateError, ConfigError, Problem, StoreError
-from tlsproxy.runtime import privileges
+from tlsproxy.runtime import preflight_acme, privileges
 from tlsproxy.runtime.privileges import Account, PrivilegeError
 from tlsproxy.settings import CertificateFiles, Loaded, Site
 from tlsproxy.store.base import examine_store
@@ -66,6 +64,7 @@ class _Inspection:
 
     def _check_files(self, account: Account | None) -> None:
         self._check_store(made_for=account)
+        self._check_acme()
         if problem := _log_problem(self._loaded.settings.log.access, made_for=account):
             self._add("log.access", problem)
         for index, site in enumerate(self._loaded.settings.sites):
@@ -76,14 +75,24 @@ class _Inspection:
     def _check_store(self, *, made_for: Account | None) -> None:
         settings = self._loaded.settings
         # A memory store belongs to one process; the certificate is made in another one than those that serve it.
-        if settings.store.url == "memory:" and any(site.certificate == "internal" for site in settings.sites):
-            self._add("store.url", '"memory:" can\'t keep internal certificates; write file:///FOLDER')
+        if settings.store.url == "memory:" and any(isinstance(site.certificate, str) for site in settings.sites):
+            self._add("store.url", '"memory:" can\'t keep the certificates that are made here; write file:///FOLDER')
         if any(problem.key == "store.url" for problem in self.problems):
             return
         try:
             examine_store(settings.store.url, made_for_us=made_for is not None)
+            message, is_fatal = preflight_acme.judge_place(settings, is_kubernetes=self._loaded.is_kubernetes)
         except StoreError as error:
-            self._add("store.url", str(error))
+            message, is_fatal = str(error), True
+        if message and is_fatal:
+            self._add("store.url", message)
+        elif message:
+            self.warnings.append(f"store.url: {message}")
+
+    def _check_acme(self) -> None:
+        for key, message in preflight_acme.find_problems(self._loaded.settings):
+            self._add(key, message)
+        self.warnings += preflight_acme.find_doubts(self._loaded.settings)
 
     def _check_certificates(self, key: str, site: Site) -> None:
         bundles: list[Bundle] = []
@@ -97,12 +106,8 @@ class _Inspection:
         self.warnings += [warning for bundle in bundles for warning in bundle.warnings]
 
     def _check_client_ca(self, key: str, path: Path) -> None:
-        try:
-            x509.load_pem_x509_certificates(path.read_bytes())
-        except OSError as error:
-            self._add(key, f"{path} can't be read: {error.strerror}")
-        except ValueError:
-            self._add(key, f"{path} holds no certificates in PEM form")
+        if problem := preflight_acme.certificates_problem(path):
+            self._add(key, problem)
 
     def _add_of(self, error: PrivilegeError) -> None:
         key, _, message = str(error).partition(": ")

@@ -78,6 +78,8 @@ class Fallback(Authority):
 
 
 class ExecDns(Section):
+    FILES: ClassVar[tuple[str, ...]] = ("command",)
+
     command: fields.Command = Field(
         default=(), description="Program and arguments; called with present or cleanup, NAME and VALUE appended."
     )

@@ -198,20 +198,23 @@ def _put(values: dict[str, Any], path: raw.Path, value: Any) -> None:
 
 def _finish(layer: Layer, folder: Path, environ: Mapping[str, str]) -> Layer:
     """Make file names absolute and read the secrets that are in files."""
-    for table, key in _file_names(layer.values):
-        table[key] = _absolute(table[key], folder, environ)
+    for holder, key in _file_names(layer.values):
+        holder[key] = _absolute(holder[key], folder, environ)
     outcome = secret_files.resolve(layer.values)
     layer = replace(layer, written=outcome.written)
     found = (Problem(*layer.place(fault.path), fault.message) for fault in outcome.faults)
     return replace(layer, problems=(*layer.problems, *found))
 
 
-def _file_names(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Find what names files: the processes that read them may stand elsewhere."""
+def _file_names(values: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Find what names files, as a table or list and the place in it: who reads them may stand elsewhere."""
     for _, table, section in tree.find_tables(values):
-        twins = (f"{key}_file" for key in section.SECRETS)
-        names = (key for key in (*section.FILES, *twins) if isinstance(table.get(key), str))
-        yield from ((table, key) for key in names if table[key] not in {"-", "off", ""})
+        for key in (*section.FILES, *(f"{key}_file" for key in section.SECRETS)):
+            given = table.get(key)
+            if isinstance(given, str) and given not in {"-", "off", ""}:
+                yield table, key
+            elif isinstance(given, list) and given and isinstance(given[0], str) and "/" in given[0]:
+                yield given, 0  # a command; a program without a path is looked for in PATH
 
 
 def _absolute(text: str, folder: Path, environ: Mapping[str, str]) -> str:

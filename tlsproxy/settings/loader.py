@@ -28,10 +28,11 @@ _SYSTEM_RUN = Path("/run/tlsproxy")
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings, the file read, if any, and on demand where each value came from."""
+    """Settings, the file read, if any, whether this is a pod, and on demand where each value came from."""
 
     settings: Settings
     path: Path | None
+    is_kubernetes: bool
     _layers: Sequence[sources.Layer] = field(repr=False)
     _merged: dict[str, Any] = field(repr=False)
 
@@ -59,7 +60,7 @@ def load(
     settings = _validate(layers, merged)
     if require_sites and not settings.sites:
         raise ConfigError([_nothing_to_serve(path)])
-    return Loaded(settings, path, layers, merged)
+    return Loaded(settings, path, "KUBERNETES_SERVICE_HOST" in environ, layers, merged)
 
 
 def flatten(section: BaseModel, path: raw.Path = ()) -> Iterator[tuple[raw.Path, Any]]:

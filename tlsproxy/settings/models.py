@@ -129,6 +129,7 @@ class OnDemand(Section):
 
 class Events(Section):
     SECRETS: ClassVar[tuple[str, ...]] = ("webhook",)
+    FILES: ClassVar[tuple[str, ...]] = ("command",)
 
     command: fields.Command = Field(
         default=(), description="Program and arguments run for each event, which it reads as JSON on its stdin."
