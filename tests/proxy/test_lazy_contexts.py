@@ -351,7 +351,7 @@ def test_a_challenge_is_for_who_offers_nothing_else() -> None:
     scene = Scene()
     scene.put("a.test")
     asked: list[str] = []
-    scene.table._answer_challenge = asked.append  # type: ignore[assignment]
+    scene.table._answer_challenge = asked.append
     for alpn in ((b"acme-tls/1", b"http/1.1"), (b"http/1.1", b"acme-tls/1"), ()):
         assert isinstance(scene.table.choose(ClientHello("a.test", alpn, ())), ServerContext)
     assert asked == []

@@ -1,0 +1,242 @@
+"""A CA comes to see whether we hold a name: HTTP-01 on both ports, TLS-ALPN-01, and nobody else is disturbed."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.backend import OK
+from tests.fakes.peer import Message, Peer
+from tests.fakes.stage import Stage, issued
+from tests.proxy.test_tls import alert, read_all
+from tests.store.pki import issue as self_issue
+from tlsproxy.errors import StoreError
+from tlsproxy.proxy.challenges import ChallengeAnswers
+from tlsproxy.store.base import open_store
+from tlsproxy.store.challenges import Challenges
+
+HOST = "a.example.com"
+TOKEN = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"
+ANSWER = f"{TOKEN}.nP1qzpXGymHBrUEepNY9HCsQk7K8KhOypzEt62jcerQ"
+PATH = f"/.well-known/acme-challenge/{TOKEN}".encode()
+SOON = timedelta(minutes=5)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def serve(stage: Stage, backend_url: str = "http://127.0.0.1:9") -> Challenges:
+    stage.serve(sites=[{"hosts": [HOST], "certificate": "acme", "backends": [backend_url], "hsts": "1y"}])
+    stage.store.put(f"acme/{HOST}", issued(HOST))
+    return Challenges(stage.store)
+
+
+def ask(client: Peer, target: bytes = PATH, host: bytes = HOST.encode(), method: bytes = b"GET") -> Message:
+    client.send(b"%b %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (method, target, host))
+    return client.message(bodiless=method == b"HEAD")
+
+
+class TestHttp01:
+    @pytest.mark.parametrize("host", [HOST, "192.0.2.1", "[2001:db8::1]", "nobody.example.com", f"{HOST}:80"])
+    def test_is_answered_whatever_the_host(self, stage: Stage, host: str) -> None:
+        serve(stage).put_http(TOKEN, ANSWER, now() + SOON)
+        answer = ask(stage.connect_plain(), host=host.encode())
+        assert (answer.status, answer.body) == (200, ANSWER.encode())
+        assert answer.get("content-type") == b"text/plain"
+        assert answer.get("cache-control") == b"no-store"
+        assert answer.get("strict-transport-security") is None
+        [line] = stage.log()
+        assert (line["status"], line["site"]) == (200, None)
+
+    def test_and_over_tls_for_a_ca_that_was_redirected(self, stage: Stage) -> None:
+        serve(stage).put_http(TOKEN, ANSWER, now() + SOON)
+        client = stage.connect(HOST)
+        assert ask(client).body == ANSWER.encode()
+        assert ask(client, method=b"HEAD").get("content-length") == b"%d" % len(ANSWER)
+
+    def test_a_token_of_somebody_else_is_redirected_and_forwarded_as_ever(self, stage: Stage) -> None:
+        """The application behind us may run an ACME client of its own."""
+        backend = stage.backend()
+        serve(stage, backend.url).put_http(TOKEN, ANSWER, now() + SOON)
+        theirs = PATH + b"x"
+        plain = stage.connect_plain()
+        assert ask(plain, theirs).get("location") == b"https://%b:%d%b" % (HOST.encode(), stage.port, theirs)
+        assert ask(plain, theirs, b"nobody.example.com").status == 404
+        client = stage.connect(HOST)
+        client.send(b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (theirs, HOST.encode()))
+        upstream = backend.accept()
+        assert upstream.message().target == theirs
+        upstream.send(OK)
+        assert client.message().body == b"ok"
+
+    @pytest.mark.parametrize(
+        ("target", "method"),
+        [
+            (PATH, b"POST"),
+            (PATH + b"?", b"GET"),
+            (PATH + b"/", b"GET"),
+            (PATH.replace(b"evaG", b"%65vaG"), b"GET"),
+            (b"/.well-known/acme-challenge/", b"GET"),
+            (b"/.well-known/acme-challenge/../certificates", b"GET"),
+            (b"/.well-known/acme-challenge/\xff", b"GET"),
+            (b"/.well-known/acme-challenges/" + TOKEN.encode(), b"GET"),
+        ],
+    )
+    def test_what_no_ca_asks_is_not_answered(self, stage: Stage, target: bytes, method: bytes) -> None:
+        serve(stage).put_http(TOKEN, ANSWER, now() + SOON)
+        assert ask(stage.connect_plain(), target, method=method).status in {308, 400}
+
+    def test_an_answer_is_good_until_it_expires_or_is_removed(self, stage: Stage) -> None:
+        challenges = serve(stage)
+        client = stage.connect_plain()
+        challenges.put_http(TOKEN, ANSWER, now() - timedelta(seconds=1))
+        assert ask(client).status == 308
+        challenges.put_http(TOKEN, ANSWER, now() + SOON)
+        assert ask(client).status == 200
+        challenges.remove_http(TOKEN)
+        assert ask(client).status == 308
+
+    def test_a_store_in_trouble_answers_nothing_and_says_so_once(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        serve(stage)
+
+        def fail(_: str) -> bytes:
+            raise StoreError("the disk is gone")
+
+        monkeypatch.setattr(stage.store.records, "read", fail)
+        client = stage.connect_plain()
+        assert [ask(client).status for _ in range(3)] == [308] * 3
+        [line] = caplog.records
+        assert (line.message, line.error) == ("challenge.unusable", "the disk is gone")  # type: ignore[attr-defined]
+
+    def test_other_records_are_out_of_reach(self, tmp_path: Path) -> None:
+        """Whatever the token says, it names a challenge or nothing."""
+        store = open_store(f"file://{tmp_path}/store")
+        store.put("acme/x", issued(HOST))
+        store.put_record("accounts", "x", {"answer": "secret", "expires": (now() + SOON).isoformat()})
+        answers = ChallengeAnswers(Challenges(store))
+        for token in (b"../../accounts/x", b"..%2f..%2faccounts%2fx", b"../accounts/x.json", b"x\x00", b"", b"." * 300):
+            assert answers.http(b"/.well-known/acme-challenge/" + token) is None
+        for name in ("../accounts/x", "x/../../certificates/acme%2Fx", "", "a..b", "\x00"):
+            assert answers.tls_alpn(name) is None
+
+
+def test_a_flood_of_questions_reaches_the_store_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("memory:")
+    read: list[str] = []
+
+    def count(key: str) -> None:
+        read.append(key)
+
+    monkeypatch.setattr(store.records, "read", count)
+    answers = ChallengeAnswers(Challenges(store), clock=lambda: 0.0)
+    for number in range(2000):
+        assert answers.http(PATH) is None
+        assert answers.tls_alpn(f"n{number}.test") is None
+    assert len(read) == 1000
+
+
+def ca_context(*protocols: str) -> ssl.SSLContext:
+    """How a CA looks: it verifies nothing but what it wants to find."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(list(protocols))
+    return context
+
+
+class TestTlsAlpn01:
+    CERTIFICATE = self_issue(HOST)
+
+    def begin(self, stage: Stage, *protocols: str, name: str = HOST) -> ssl.SSLSocket:
+        return ca_context(*protocols).wrap_socket(stage.dial(), server_hostname=name, suppress_ragged_eofs=False)
+
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    def test_gets_the_challenge_s_certificate_and_nothing_else(
+        self, stage: Stage, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        challenges = serve(stage)
+        challenges.put_tls_alpn(HOST, self.CERTIFICATE.bundle(), now() + SOON)
+        context = ca_context("acme-tls/1")
+        context.minimum_version = context.maximum_version = version
+        with context.wrap_socket(stage.dial(), server_hostname=HOST, suppress_ragged_eofs=False) as client:
+            assert client.selected_alpn_protocol() == "acme-tls/1"
+            assert client.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(self.CERTIFICATE.pem.decode())
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n")
+            assert client.recv(1) == b""  # close_notify, and not a word of HTTP
+        assert [line.message for line in caplog.records] == ["challenge.answered"]
+
+    def test_while_ordinary_clients_get_the_ordinary_one(self, stage: Stage) -> None:
+        challenges = serve(stage)
+        challenges.put_tls_alpn(HOST, self.CERTIFICATE.bundle(), now() + SOON)
+        self.begin(stage, "acme-tls/1").close()
+        for protocols in (("http/1.1",), ("acme-tls/1", "http/1.1"), ("http/1.1", "acme-tls/1")):
+            with self.begin(stage, *protocols) as client:
+                assert client.selected_alpn_protocol() == "http/1.1"
+                assert client.getpeercert(binary_form=True) != ssl.PEM_cert_to_DER_cert(self.CERTIFICATE.pem.decode())
+        stage.connect(HOST)
+
+    def test_for_a_name_that_has_no_certificate_yet(self, stage: Stage) -> None:
+        challenges = serve(stage)
+        stage.store.delete(f"acme/{HOST}")
+        challenges.put_tls_alpn(HOST, self.CERTIFICATE.bundle(), now() + SOON)
+        self.begin(stage, "acme-tls/1").close()
+
+    def test_the_reverse_name_of_an_address(self, stage: Stage) -> None:
+        """RFC 8738 6."""
+        name = "1.2.0.192.in-addr.arpa"
+        serve(stage).put_tls_alpn(name, self_issue("192.0.2.1").bundle(), now() + SOON)
+        self.begin(stage, "acme-tls/1", name=name).close()
+
+    def test_the_next_order_s_certificate_is_the_one_that_counts(self, stage: Stage) -> None:
+        challenges = serve(stage)
+        for issued_now in (self.CERTIFICATE, self_issue(HOST), self.CERTIFICATE):
+            challenges.put_tls_alpn(HOST, issued_now.bundle(), now() + SOON)
+            with self.begin(stage, "acme-tls/1") as client:
+                assert client.getpeercert(binary_form=True) == ssl.PEM_cert_to_DER_cert(issued_now.pem.decode())
+
+    def test_few_of_their_contexts_are_kept(self, stage: Stage) -> None:
+        challenges = serve(stage)
+        for number in range(12):
+            challenges.put_tls_alpn(HOST, self_issue(HOST).bundle(), now() + SOON)
+            self.begin(stage, "acme-tls/1").close()
+            assert len(stage.front._certificates.challenges._contexts) == min(number + 1, 8)
+        assert stage.call(stage.front.stats)["contexts"] == 0  # they are no site's
+
+    @pytest.mark.parametrize("what", ["nothing", "expired", "removed", "another name"])
+    def test_without_an_answer_it_is_refused(self, stage: Stage, what: str) -> None:
+        challenges = serve(stage)
+        if what != "nothing":
+            name = HOST if what != "another name" else "b.example.com"
+            expires = now() - SOON if what == "expired" else now() + SOON
+            challenges.put_tls_alpn(name, self.CERTIFICATE.bundle(), expires)
+        if what == "removed":
+            challenges.remove_tls_alpn(HOST)
+        with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
+            self.begin(stage, "acme-tls/1")
+
+    def test_a_store_in_trouble_refuses_and_says_so_once(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        serve(stage)
+
+        def fail(_: str) -> bytes:
+            raise StoreError("the disk is gone")
+
+        monkeypatch.setattr(stage.store.records, "read", fail)
+        for _ in range(3):
+            with stage.dial() as raw:
+                outgoing = ssl.MemoryBIO()
+                client = ca_context("acme-tls/1").wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST)
+                with pytest.raises(ssl.SSLWantReadError):
+                    client.do_handshake()
+                raw.sendall(outgoing.read())
+                assert read_all(raw) == alert(80)
+        [line] = caplog.records
+        assert (line.message, line.error) == ("challenge.unusable", "the disk is gone")  # type: ignore[attr-defined]
