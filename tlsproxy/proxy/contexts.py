@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import CertificateError, StoreError
-from tlsproxy.proxy.choice import NO_CHALLENGE, PENDING, UNKNOWN_NAME, UNUSABLE
+from tlsproxy.proxy.choice import NO_CHALLENGE, NO_PROTOCOL, PENDING, UNKNOWN_NAME, UNUSABLE
 from tlsproxy.proxy.rate import Quiet
 from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, build_context
 from tlsproxy.proxy.tickets import EPOCH_SECONDS, derive_keys, share_tickets
@@ -161,7 +161,7 @@ class ContextTable:
         if entry.is_ready:
             self._built.move_to_end(entry)
         elif entry.site.on_demand:
-            return self._choose_on_demand(entry, name)
+            return self._choose_on_demand(entry, name, hello)
         elif (refused := self._prepare(entry, name)) is not None:
             return refused
         return self._context_of(entry)
@@ -322,7 +322,7 @@ class ContextTable:
                 logger.error("challenge.unusable", extra={"host": server_name, "error": str(error)})  # noqa: TRY400
             return UNUSABLE
 
-    def _choose_on_demand(self, pattern: _Entry, host: str) -> Choice:
+    def _choose_on_demand(self, pattern: _Entry, host: str, hello: ClientHello) -> Choice:
         """The context of one host of the site, or the wait for its certificate."""
         room = self._room
         entry = self._demanded.get(host)
@@ -331,6 +331,8 @@ class ContextTable:
                 return UNKNOWN_NAME
             if (refused := room.refusal(host)) is not None:
                 return refused
+            if hello.alpn and not any(name.encode() in hello.alpn for name in self._alpn):
+                return NO_PROTOCOL  # it could not use a certificate, so none need be made
             if room.is_waited_for(host):
                 return room.awaited(host)
             certificate = pattern.site.certificate + host

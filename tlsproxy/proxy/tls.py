@@ -15,7 +15,7 @@ from contextlib import suppress
 from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
-from tlsproxy.proxy.choice import NOT_IN_TIME, Refused
+from tlsproxy.proxy.choice import NO_PROTOCOL, NOT_IN_TIME, Refused
 from tlsproxy.proxy.connection import HANDSHAKE, HELLO, OPEN, WAITING, Accepted, Connection, client_address, logger
 from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.proxy.sitetls import ServerContext
@@ -24,7 +24,6 @@ from tlsproxy.wire.clienthello import (
     HANDSHAKE_RECORD,
     INTERNAL_ERROR,
     MAX_HELLO,
-    NO_APPLICATION_PROTOCOL,
     PROTOCOL_VERSION,
     UNEXPECTED_MESSAGE,
     ClientHello,
@@ -201,7 +200,7 @@ class TlsConnection(Connection):
             self._go_without(chosen, name)
             return
         if not chosen.speaks(hello.alpn):
-            self._refuse(NO_APPLICATION_PROTOCOL, "no common application protocol", name)
+            self._go_without(NO_PROTOCOL, name)
             return
         self.info.sni = name
         self._wrap(chosen)
