@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.fakes.stage import client_context, issued
+from tests.proxy.test_tls import alert, first_flight, read_all
 from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.control import (
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     ControlChannel,
     Drain,
     Drained,
@@ -42,14 +48,15 @@ SETTINGS = {"store": {"url": "memory:"}, "log": {"access": "off", "format": "jso
 class LoneWorker:
     """The process and our end of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *listeners: socket.socket) -> None:
         self._control, theirs = control_pair()
         self._control.settimeout(PATIENCE)
         self._decoder = FrameDecoder()
         self._heard: list[Message] = []
         with theirs:
             command = [sys.executable, "-m", "tlsproxy.runtime.worker", "--control-fd", str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+            descriptors = [sock.fileno() for sock in (theirs, *listeners)]
+            self.process = subprocess.Popen(command, pass_fds=descriptors, stderr=subprocess.PIPE, text=True)
 
     def send(self, message: Message) -> None:
         self._control.sendall(encode(message))
@@ -107,6 +114,32 @@ def test_its_life_from_start_to_drain(worker: LoneWorker) -> None:
     assert worker.hear() == Drained(cut=0)
     assert worker.hear() is None
     assert worker.wait() == (0, "")
+
+
+def test_a_certificate_on_demand_is_asked_for_and_awaited(tmp_path: Path) -> None:
+    site = {"hosts": ["*"], "certificate": "on_demand", "backends": ["http://127.0.0.1:9"]}
+    url = f"file://{tmp_path}/store"
+    written = {**SETTINGS, "store": {"url": url}, "on_demand": {"ask": "/ask"}, "sites": [site]}
+    settings = Settings.model_validate(written).for_child()
+    host = "new.example.com"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        alone = LoneWorker(listener)
+        try:
+            alone.send(Start(settings, (("https", listener.fileno(), 0),), ticket_secret="00" * 32))
+            assert alone.hear() == Ready()
+            with socket.create_connection(listener.getsockname(), PATIENCE) as refused:
+                refused.sendall(first_flight("bad.example.com", client_context()))
+                assert alone.hear() == CertificateWanted("bad.example.com", "127.0.0.1")
+                alone.send(CertificateRefused("bad.example.com", "the application said no", 60.0))
+                assert read_all(refused) == alert(112)
+            with socket.create_connection(listener.getsockname(), PATIENCE) as served:
+                served.sendall(first_flight(host, client_context()))
+                assert alone.hear() == CertificateWanted(host, "127.0.0.1")
+                open_store(url).put(f"acme/{host}", issued(host))
+                alone.send(CertificatesChanged((f"acme/{host}",)))
+                assert served.recv(1) == b"\x16"  # a ServerHello
+        finally:
+            alone.close()
 
 
 def test_it_leaves_when_there_is_nobody_before_the_start(worker: LoneWorker) -> None:
