@@ -134,6 +134,8 @@ _BY_TYPE = {
 RFCs and of single CAs …) is judged by the HTTP status, and as a rule refused for good."""
 
 _CLOSED_ACCOUNT = re.compile(r"(?i)account (?:is not valid|.*deactivated|.*revoked)|key exists but is deactivated")
+_STALE_KEY = re.compile(r"(?i)(?<!binding )JWS verification error")
+"""The account has another key by now: somebody has replaced it. What the store says about the account is newer."""
 _PAUSED = re.compile(r"(?i)temporarily prevented from requesting")
 _PASSING_CAA = re.compile(r"(?i)DNS problem|SERVFAIL|timed out|timeout|looking up CAA")
 _RETRY_IN_WORDS = re.compile(r"(?i)retry after (\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d) ?(?:UTC|Z)")
@@ -191,7 +193,7 @@ def classify(
         return FailureKind.VALIDATION if _PASSING_CAA.search(detail) else FailureKind.REFUSED
     if problem == "unauthorized" and step == "validation":
         return FailureKind.VALIDATION
-    if problem == "unauthorized" and _CLOSED_ACCOUNT.search(detail):
+    if (problem == "unauthorized" and _CLOSED_ACCOUNT.search(detail)) or _STALE_KEY.search(detail):
         return FailureKind.ACCOUNT_GONE
     return _BY_TYPE.get(problem) or _by_status(problem, status, step)
 

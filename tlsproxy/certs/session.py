@@ -51,6 +51,11 @@ class AcmeSession:
         """The account's URL, "" as long as it is not known."""
         return self._network.account_url
 
+    @property
+    def offer(self) -> Directory:
+        """What the CA offers, once connected."""
+        return self._offer
+
     def connect(self) -> Directory:
         """Fetch the directory. To be called first."""
         with self._call("directory"):
