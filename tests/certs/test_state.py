@@ -177,6 +177,7 @@ def test_failures_back_off_and_the_known_window_stays() -> None:
     for _ in range(9):
         state = after_ari_failure(state, SITE, now=now, rnd=0.5)
         due = ari_next_check(state, SITE, now)
+        assert due is not None
         pauses.append((due - now) / MINUTE)
         now = due
     assert pauses == [10, 20, 40, 80, 160, 320, 360, 360, 360]

@@ -20,8 +20,14 @@ USUAL = timedelta(hours=6)
 _FIRST_RETRY = timedelta(minutes=10)
 
 
-def ari_next_check(state: State, held: Held, now: datetime) -> datetime:
-    """Return when the window of `held` is to be fetched next: at once for a certificate that has none yet."""
+def ari_next_check(state: State, held: Held | None, now: datetime) -> datetime | None:
+    """Return when to ask the CA that `held` comes from for its window: at once for a certificate that has none yet.
+
+    None: never, for want of an id or a CA, or because it has expired. Whether the CA offers ARI its directory tells;
+    `after_ari_failure` also stands for one that does not.
+    """
+    if held is None or not held.ari_id or not held.directory or held.not_after <= now:
+        return None
     ari = window_of(state, held)
     if ari is None or ari.next_check is None:
         return now
@@ -30,10 +36,9 @@ def ari_next_check(state: State, held: Held, now: datetime) -> datetime:
 
 
 def ari_due(state: State, held: Held | None, now: datetime) -> bool:
-    """Tell whether to ask the CA that `held` comes from (if it offers ARI at all) for the window, now."""
-    if held is None or not held.ari_id or not held.directory or held.not_after <= now:
-        return False
-    return ari_next_check(state, held, now) <= now
+    """Tell whether to fetch the window of `held` now."""
+    when = ari_next_check(state, held, now)
+    return when is not None and when <= now
 
 
 def window_of(state: State, held: Held) -> Ari | None:
