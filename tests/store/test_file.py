@@ -149,6 +149,18 @@ def test_a_full_disk_keeps_the_old_record(directory: Path, monkeypatch: pytest.M
     assert [path.name for path in (directory / "certificates").iterdir()] == ["a.json"]
 
 
+def test_the_time_of_a_folder_only_grows(directory: Path) -> None:
+    """It is the folder's version: neither two writes in one tick nor a clock that was set back may show an old one."""
+    store = FileStore(directory)
+    folder = directory / "certificates"
+    later = folder.stat().st_mtime_ns + 10**15
+    acts: list[Callable[[], None]] = [lambda: store.put("a", ONE), lambda: store.delete("a")]
+    for act in acts:
+        os.utime(folder, ns=(later, later))
+        act()
+        assert folder.stat().st_mtime_ns == later + 1
+
+
 def test_leftovers_of_killed_writers_go_with_the_next_write(directory: Path) -> None:
     store = FileStore(directory)
     left = directory / "new" / "abcdef"

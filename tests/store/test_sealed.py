@@ -14,7 +14,8 @@ from tests.store.stores import BOTH, NEW, NEW_RING, OLD, OLD_RING
 from tlsproxy.errors import StoreError
 from tlsproxy.store.certificates import CertificateStore
 from tlsproxy.store.memory import MemoryRecords
-from tlsproxy.store.sealed import OVERHEAD, Keyring, SealedRecords, is_sealed
+from tlsproxy.store.records import RecordDamaged
+from tlsproxy.store.sealed import OVERHEAD, Keyring, SealedRecords, Unopened, is_sealed
 
 RAW = bytes(range(32))
 SEALED = OLD_RING.seal("certificates/a", b'{"name": "a"}')
@@ -102,6 +103,21 @@ class TestRefusals:
         raw.write("state/a", raw.read("state/b") or b"")
         with pytest.raises(StoreError, match=r"the record is damaged \(it is the record of 'b'\)"):
             store.get_record("state", "a")
+
+
+class TestWhetherMakingItAgainHelps:
+    """Whoever renews certificates must not order new ones because a key is missing."""
+
+    @pytest.mark.parametrize("value", [b"", SEALED[:2], SEALED[:34], SEALED[:-1], SEALED[:-1] + b"x"])
+    def test_damage(self, value: bytes) -> None:
+        with pytest.raises(RecordDamaged):
+            OLD_RING.open("certificates/a", value, "here")
+
+    @pytest.mark.parametrize(("ring", "value"), [(PLAIN, SEALED), (NEW_RING, SEALED), (OLD_RING, b"{}")])
+    def test_another_key_would_do(self, ring: Keyring, value: bytes) -> None:
+        with pytest.raises(Unopened) as caught:
+            ring.open("certificates/a", value, "here")
+        assert not isinstance(caught.value, RecordDamaged)
 
 
 class TestKeys:

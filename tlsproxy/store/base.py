@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tlsproxy.errors import StoreError
-from tlsproxy.store.certificates import CertificateStore, RecordDamaged
+from tlsproxy.store.certificates import CertificateStore
 from tlsproxy.store.directory import examine
 from tlsproxy.store.file import FileRecords
 from tlsproxy.store.memory import MemoryRecords
 from tlsproxy.store.mounts import Ephemeral, ephemeral
-from tlsproxy.store.records import Lease, LeaseLost, Records
+from tlsproxy.store.records import Lease, LeaseLost, RecordDamaged, Records
 from tlsproxy.store.sealed import Keyring
 
 __all__ = [

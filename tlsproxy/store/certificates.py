@@ -13,17 +13,13 @@ from typing import Any, TypeVar
 
 from tlsproxy.errors import StoreError
 from tlsproxy.store.bundle import Bundle
-from tlsproxy.store.records import CERTIFICATES, Lease, Records, check_folder
+from tlsproxy.store.records import CERTIFICATES, Lease, RecordDamaged, Records, check_folder
 from tlsproxy.store.sealed import Keyring, SealedRecords
 
 _PROBE = "probe/self-test"
 _PROBE_SIZE = 64 << 10  # bytes; as much as the records of a dozen certificates, so that a disk just short of full shows
 
 T = TypeVar("T")
-
-
-class RecordDamaged(StoreError):
-    """The record was read, and is none: only making it again helps. Nothing to do with a disk or a key that is away."""
 
 
 class CertificateStore:

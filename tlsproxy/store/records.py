@@ -37,6 +37,10 @@ class LeaseLost(StoreError):
     """Somebody else works on this name now, or the time ran out: drop the result."""
 
 
+class RecordDamaged(StoreError):
+    """The record was read, and is none: only making it again helps. Nothing to do with a disk or a key that is away."""
+
+
 class Records(Protocol):
     """Bytes by key. A key is `folder/name`: a folder of letters a-z, and a name of 1 to 512 characters.
 

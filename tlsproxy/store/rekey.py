@@ -8,7 +8,7 @@ left as it is, and keeps nobody from the others.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tlsproxy.store.records import Records
+from tlsproxy.store.records import RecordDamaged, Records
 from tlsproxy.store.sealed import Keyring, Unopened, is_sealed
 
 
@@ -39,7 +39,7 @@ def rekey(
     for done, key in enumerate(keys, 1):
         try:
             changed += _rekey(records, key, keyring, target)
-        except Unopened as error:
+        except (RecordDamaged, Unopened) as error:
             failed.append(str(error))
         progress(done, len(keys))
     return Rekeyed(changed, len(keys) - changed - len(failed), tuple(failed))

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tlsproxy.errors import StoreError
-from tlsproxy.store.records import Lease, Records
+from tlsproxy.store.records import Lease, RecordDamaged, Records
 
 MAGIC = b"TP1"
 _KID, _NONCE, _TAG = 4, 12, 16
@@ -34,7 +34,7 @@ _PURPOSE = b"tlsproxy storage v1"
 
 
 class Unopened(StoreError):
-    """What lies there does not open with the keys that there are. Not a word about the store as a whole."""
+    """What lies there does not open with the keys that there are: with others it may be as good as new."""
 
 
 def is_sealed(value: bytes) -> bool:
@@ -62,13 +62,16 @@ class Keyring:
         return header + self._ciphers[self._newest].encrypt(nonce, value, header + key.encode())
 
     def open(self, key: str, value: bytes, where: str) -> bytes:
-        """Return what was sealed for the record `key`. Raises Unopened; it begins with `where`."""
+        """Return what was sealed for the record `key`. Raises Unopened, RecordDamaged; they begin with `where`."""
         if not self:
             return _plain(value, where)
+        if len(value) < OVERHEAD and (is_sealed(value) or MAGIC.startswith(value)):
+            raise RecordDamaged(f"{where}: sealed, but cut short. Restore it from a backup, or delete it.")
         if not is_sealed(value):
-            raise Unopened(_not_sealed(value, where))
-        if len(value) < OVERHEAD:
-            raise Unopened(_cut_short(where))
+            raise Unopened(
+                f"{where}: not sealed, although there are store.encryption_keys. "
+                "Seal the records that there are: tlsproxy admin store rekey"
+            )
         header, nonce = value[:_HEADER], value[len(MAGIC) + _KID : _HEADER]
         cipher = self._ciphers.get(header[len(MAGIC) : len(MAGIC) + _KID])
         if cipher is None:
@@ -79,7 +82,7 @@ class Keyring:
         try:
             return cipher.decrypt(nonce, value[_HEADER:], header + key.encode())
         except InvalidTag as error:
-            raise Unopened(
+            raise RecordDamaged(
                 f"{where}: sealed, and then changed, cut short or moved here from another name. "
                 "Restore it from a backup, or delete it."
             ) from error
@@ -151,19 +154,6 @@ def _plain(value: bytes, where: str) -> bytes:
             f"{where}: sealed, but there are no store.encryption_keys. Give the key that it was sealed with."
         )
     return value
-
-
-def _not_sealed(value: bytes, where: str) -> str:
-    if MAGIC.startswith(value):
-        return _cut_short(where)
-    return (
-        f"{where}: not sealed, although there are store.encryption_keys. "
-        "Seal the records that there are: tlsproxy admin store rekey"
-    )
-
-
-def _cut_short(where: str) -> str:
-    return f"{where}: sealed, but cut short. Restore it from a backup, or delete it."
 
 
 def _master(key: bytes | str, number: int) -> bytes:
