@@ -40,11 +40,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate that may be served. `winners` as in Job, after this order; `has_ari`: the CA says when to renew."""
+    """A certificate that may be served. `winners` as in Job, after this order."""
 
     bundle: Bundle
     winners: Mapping[str, str]
-    has_ari: bool
 
 
 class Accounting(Protocol):

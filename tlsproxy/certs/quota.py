@@ -69,22 +69,19 @@ class QuotaGuard:
             job, account, lambda it, now: it.record_certificate(job.hosts, now, replaces=is_ari, renews=job.renews)
         )
 
-    async def registered(self, job: Job) -> None:
-        """Count a new account; that is counted by address, not by account."""
-        await self._count(job, "", lambda it, now: it.record_account(now))
-
-    async def permit_account(self, job: Job) -> None:
-        """Raises AcmeFailure (QUOTA) when a new account would be one too many."""
-        ledger = await self._tools.in_store(self._read, job.directory, "")
-        refusal = None if job.force else ledger.check_account(self._tools.now())
-        if refusal:
+    def permit_account(self, directory: str) -> None:
+        """Count a new account; by address, not by account. Blocks. Raises AcmeFailure (QUOTA) if it is one too many."""
+        ledger = self._read(directory, "")
+        if refusal := ledger.check_account(self._tools.now()):
             raise AcmeFailure(
                 FailureKind.QUOTA,
                 detail=refusal.sentence,
                 retry_at=refusal.possible_at,
                 step="account",
-                directory=job.directory,
+                directory=directory,
             )
+        if ledger.limits:
+            self._write_or_log(directory, "", lambda it, now: it.record_account(now))
 
     async def budget(self, directory: str, account: str, hosts: Sequence[str]) -> tuple[Budget, ...]:
         """Return what is used of the limits that an order for `hosts` has to do with."""
@@ -98,12 +95,14 @@ class QuotaGuard:
         limiter.took(loop.time())
 
     async def _count(self, job: Job, account: str, count: Callable[[Ledger, datetime], Ledger]) -> None:
-        if limits_of(job.directory, self._quota) is None:
-            return
+        if limits_of(job.directory, self._quota):
+            await self._tools.in_store(self._write_or_log, job.directory, account, count)
+
+    def _write_or_log(self, directory: str, account: str, count: Callable[[Ledger, datetime], Ledger]) -> None:
         try:
-            await self._tools.in_store(self._write, job.directory, account, count)
+            self._write(directory, account, count)
         except StoreError as error:
-            logger.warning("acme.ledger_not_written", extra={"directory": job.directory, "error": str(error)})
+            logger.warning("acme.ledger_not_written", extra={"directory": directory, "error": str(error)})
 
     def _write(self, directory: str, account: str, count: Callable[[Ledger, datetime], Ledger]) -> None:
         store, name = self._tools.store, ledger_name(directory, account)

@@ -1,0 +1,299 @@
+"""Keeps the ACME certificates of all sites good, for as long as the certifier lives.
+
+    settings ─ Wanted ─ plan ─ due? ─ Attempt (lease, order, put) ─ announce ─ served? ─ renewal window
+                          │                                            └ workers load it, live connections stay
+                          └ looked at every ten minutes, when something is due, and when somebody asks
+
+Knows: when to look at what, what is under way, whom to tell. Does not know: how an order goes (attempt.py), control
+messages. Rules: start-up never waits for a CA; one name is worked on once at a time, here by a task and elsewhere by a
+lease; ten thousand names cost nothing while nothing is due (an agenda, no loop over names); a flaw in the work for one
+name is logged and ends no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Protocol, assert_never
+
+from tlsproxy.certs.agenda import Agenda
+from tlsproxy.certs.ari import ari_due, ari_next_check
+from tlsproxy.certs.attempt import Attempts, ByHand, Elsewhere, Failed, NotNow, Obtained, Outcome
+from tlsproxy.certs.limiter import PARALLEL
+from tlsproxy.certs.plan import plan
+from tlsproxy.certs.progress import Progress, Step
+from tlsproxy.certs.shelf import Shelf
+from tlsproxy.certs.tools import Tools
+from tlsproxy.certs.wanted import Held, Obtain, Park, Wait, Wanted
+from tlsproxy.certs.windows import Windows
+from tlsproxy.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+SCAN = timedelta(minutes=10)
+"""Every plan is looked at so often, give or take a tenth, whatever the agenda says: clocks jump, machines sleep."""
+ELSEWHERE = timedelta(seconds=30)
+"""Until the next look at a name that another process works on."""
+SOONEST = timedelta(seconds=1)
+"""Between two attempts for one name, whatever a plan says: a flaw in it must not become a loop."""
+_BREATH = 200  # names that are planned before the event loop gets a turn
+
+
+class Audience(Protocol):
+    """Who is told what becomes of the certificates. Never raises."""
+
+    def changed(self, names: tuple[str, ...]) -> None:
+        """The store holds other certificates under these names than before: they are to be loaded."""
+
+    async def obtained(self, wanted: Wanted, outcome: Obtained, progress: Progress) -> None:
+        """A new certificate is in the store and announced. Ends when it is known whether it is served."""
+
+    def failed(self, wanted: Wanted, outcome: Failed) -> None: ...
+
+    def seen(self, wanted: Wanted, held: Held | None, now: datetime) -> None:
+        """A look at a certificate, every ten minutes: is it close to its end?"""
+
+
+class Work:
+    """What is under way for one name, and who watches. `is_order`: no mere question to the CA."""
+
+    # Mutable: _watchers, _steps (for those who come late), task (set once).
+
+    def __init__(self, *, is_order: bool) -> None:
+        self.is_order = is_order
+        self.task: asyncio.Task[Outcome | None] | None = None
+        self._watchers: list[Progress] = []
+        self._steps: list[Step] = []
+
+    def tell(self, step: Step) -> None:
+        self._steps.append(step)
+        for watcher in self._watchers:
+            watcher(step)
+
+    def watch(self, progress: Progress) -> None:
+        for step in self._steps:
+            progress(step)
+        self._watchers.append(progress)
+
+
+Errand = Callable[[Work], Awaitable[Outcome | None]]
+
+
+class Keeper:
+    """One per certifier: `want` what the settings say, then `run` until cancelled, then `stop`."""
+
+    # Mutable: _wanted (by name), _agenda, _work (by name), _is_stopping; _wake is set whenever there is something new.
+
+    def __init__(
+        self,
+        tools: Tools,
+        shelf: Shelf,
+        attempts: Attempts,
+        windows: Windows,
+        audience: Audience,
+        *,
+        rnd: Callable[[], float] = random.random,
+    ) -> None:
+        self._tools, self._shelf, self._attempts, self._windows = tools, shelf, attempts, windows
+        self._audience, self._rnd = audience, rnd
+        self._wanted: dict[str, Wanted] = {}
+        self._agenda = Agenda()
+        self._work: dict[str, Work] = {}
+        self._orders = asyncio.Semaphore(PARALLEL)
+        self._questions = asyncio.Semaphore(PARALLEL)
+        self._wake = asyncio.Event()
+        self._is_stopping = False
+
+    def __repr__(self) -> str:
+        return f"<Keeper {len(self._wanted)} wanted, {len(self._work)} under way>"
+
+    def want(self, wanted: Iterable[Wanted]) -> None:
+        """Take what is wanted from now on, in place of what was."""
+        self._wanted = {each.name: each for each in wanted}
+        self._wake.set()
+
+    def add(self, wanted: Wanted) -> None:
+        """Want one more: an on-demand name."""
+        self._wanted[wanted.name] = wanted
+
+    def drop(self, name: str) -> None:
+        """Want it no more. What is under way goes on."""
+        self._wanted.pop(name, None)
+        self._agenda.drop(name)
+
+    def wanted(self, name: str) -> Wanted | None:
+        return self._wanted.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._wanted)
+
+    # --- by itself
+
+    async def run(self) -> None:
+        """Look, work, wait; for ever. A store that fails is tried again with the next look."""
+        while True:
+            next_scan = self._tools.now() + SCAN * (0.9 + 0.2 * self._rnd())
+            try:
+                await self._scan()
+            except StoreError as error:
+                advice = f"certificates that are there stay in use; tried again every {SCAN.seconds // 60} minutes"
+                logger.error("certificate.store_failed", extra={"error": str(error), "advice": advice})  # noqa: TRY400
+            except Exception:
+                logger.exception("certificate.scan_failed")
+            await self._follow_agenda(next_scan)
+
+    async def _scan(self) -> None:
+        """Look at every plan afresh, with what others have written to the store meanwhile."""
+        changed = await self._shelf.refresh(self._wanted)
+        if changed:
+            self._audience.changed(tuple(sorted(changed)))
+        self._agenda.clear()
+        for number, wanted in enumerate(tuple(self._wanted.values())):
+            if number % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
+            self._audience.seen(wanted, self._shelf.held(wanted.name), self._tools.now())
+            self._attend(wanted.name)
+
+    async def _follow_agenda(self, until: datetime) -> None:
+        """Attend to what falls due, until it is time for the next scan. A clock set back ends the wait as well."""
+        begun = self._tools.now()
+        while begun <= (now := self._tools.now()) < until:
+            for name in self._agenda.take_due(now):
+                self._attend(name)
+            due = min(self._agenda.next_due() or until, until)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(max(0.0, (due - now).total_seconds())):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _attend(self, name: str) -> None:
+        """Begin what is due for a name, or note when it will be."""
+        wanted = self._wanted.get(name)
+        if wanted is None or name in self._work or self._is_stopping:
+            return
+        if problem := self._shelf.problem(name):
+            logger.error("certificate.unreadable", extra={"certificate": name, "error": problem})
+            return
+        held, state, now = self._shelf.held(name), self._shelf.state(name), self._tools.now()
+        action = plan(wanted, held, state, now)
+        if isinstance(action, Obtain):
+            self._begin(name, self._order(wanted, None), is_order=True)
+        elif ari_due(state, held, now):
+            self._begin(name, self._ask(wanted), is_order=False)
+        else:
+            self._note(wanted)
+
+    def _note(self, wanted: Wanted, *, not_before: datetime | None = None) -> None:
+        """Put the name where it belongs in the agenda. A parked one is looked at with the next scan."""
+        name, now = wanted.name, self._tools.now()
+        held, state = self._shelf.held(name), self._shelf.state(name)
+        action = plan(wanted, held, state, now)
+        instants: list[datetime] = []
+        if not isinstance(action, Park):
+            instants.append(now if isinstance(action, Obtain) else action.until)
+        if held and held.ari_id and held.directory and held.not_after > now:
+            instants.append(ari_next_check(state, held, now))
+        if instants and name in self._wanted:
+            self._agenda.put(name, max(min(instants), not_before or now + SOONEST))
+            self._wake.set()
+
+    # --- work
+
+    async def obtain(self, name: str, by_hand: ByHand, progress: Progress) -> Outcome:
+        """Obtain a certificate now because somebody asks, or follow what is under way for it. Raises KeyError."""
+        wanted = self._wanted[name]
+        while (work := self._work.get(name)) is not None and work.task is not None:
+            work.watch(progress)
+            outcome = await asyncio.shield(work.task)
+            if work.is_order and isinstance(outcome, Obtained | Failed):
+                return outcome
+        work = self._begin(name, self._order(wanted, by_hand), is_order=True, watcher=progress)
+        assert work.task is not None  # noqa: S101
+        return await asyncio.shield(work.task) or Elsewhere()
+
+    def _begin(
+        self,
+        name: str,
+        errand: Errand,
+        *,
+        is_order: bool,
+        watcher: Progress | None = None,
+    ) -> Work:
+        work = self._work[name] = Work(is_order=is_order)
+        if watcher:
+            work.watch(watcher)
+        work.task = asyncio.create_task(self._do(name, errand, work))
+        return work
+
+    async def _do(self, name: str, errand: Errand, work: Work) -> Outcome | None:
+        """Run an errand to its end and look at the name again. A flaw in one leaves the name to the next scan."""
+        try:
+            return await errand(work)
+        except Exception:
+            logger.exception("certificate.work_failed", extra={"certificate": name})
+            return None
+        finally:
+            del self._work[name]
+
+    def _order(self, wanted: Wanted, by_hand: ByHand | None) -> Errand:
+        async def errand(work: Work) -> Outcome:
+            before = self._shelf.held(wanted.name)
+            if self._orders.locked():
+                work.tell(Step("wait", "", f"{PARALLEL} other certificates are being obtained"))
+            async with self._orders:
+                outcome = await self._attempts.make(wanted, work.tell, by_hand)
+            await self._conclude(wanted, outcome, before, work.tell)
+            return outcome
+
+        return errand
+
+    async def _conclude(self, wanted: Wanted, outcome: Outcome, before: Held | None, progress: Progress) -> None:
+        """Tell whoever has to know, and note when to look again."""
+        held = self._shelf.held(wanted.name)
+        if held and held != before:
+            self._audience.changed((wanted.name,))  # also when another process has obtained it
+        now, pause = self._tools.now(), SOONEST
+        match outcome:
+            case Obtained():
+                await self._audience.obtained(wanted, outcome, progress)
+                await self._windows.fetch(wanted.name)
+            case Failed(action=Wait(until=until)):
+                self._audience.failed(wanted, outcome)
+                pause = max(until - now, SOONEST)
+            case Failed():
+                self._audience.failed(wanted, outcome)
+            case Elsewhere():
+                pause = ELSEWHERE
+            case NotNow():
+                pass
+            case _:
+                assert_never(outcome)
+        self._note(wanted, not_before=now + pause)
+
+    def _ask(self, wanted: Wanted) -> Errand:
+        async def errand(_: Work) -> None:
+            async with self._questions:
+                await self._windows.fetch(wanted.name)
+            self._note(wanted)
+
+        return errand
+
+    async def stop(self, patience: float) -> None:
+        """Begin nothing new; what is under way may end by itself for half of `patience` seconds, then it is cancelled.
+
+        A cancelled order is cleaned up and taken up again by the next certifier.
+        """
+        self._is_stopping = True
+        tasks = [work.task for work in self._work.values() if work.task]
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=patience / 2)
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending, timeout=patience / 2)
