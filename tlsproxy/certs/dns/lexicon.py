@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote_plus
 
 from tlsproxy.certs.dns.base import DnsProviderError
 from tlsproxy.certs.dns.lookup import LookupFailed, is_in_zone
@@ -83,7 +84,7 @@ class LexiconProvider:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         for secret in self._options.values():
             if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***")
+                text = text.replace(secret, "***").replace(quote_plus(secret), "***")
         return f"{text[:_LONGEST_REASON]}. Compare acme.dns.lexicon with dns-lexicon's page on this provider."
 
     def __repr__(self) -> str:
