@@ -196,8 +196,8 @@ class Keeper:
         instants: list[datetime] = []
         if not isinstance(action, Park):
             instants.append(now if isinstance(action, Obtain) else action.until)
-        if held and held.ari_id and held.directory and held.not_after > now:
-            instants.append(ari_next_check(state, held, now))
+        if check := ari_next_check(state, held, now):
+            instants.append(check)
         if instants and name in self._wanted:
             self._agenda.put(name, max(min(instants), not_before or now + SOONEST))
             self._wake.set()
