@@ -12,7 +12,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from scripts.benchmark import machine, report
+from scripts.benchmark import machine, names, report
 from scripts.benchmark.arena import Arena, MeasurementError
 from scripts.benchmark.peers import PEERS, Peer
 from scripts.benchmark.profiling import LOADS, profile
@@ -24,6 +24,8 @@ PLAIN_WIDTH = 160  # of a table that is not printed on a terminal
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 0 when every run was valid, 1 when some were not, 2 when it could not start."""
+    if arguments[:1] == ["names"]:
+        return names.main(arguments[1:])
     options = parse(arguments)
     signal.signal(signal.SIGTERM, _interrupt)  # so that `finally` runs
     peers = available_peers(options.peers)
