@@ -75,6 +75,17 @@ async def _run(channel: ControlChannel) -> int:
     start = await channel.receive()
     if not isinstance(start, Start):
         return 0  # told to leave, or left alone, before there was anything to do
+    worker = _prepare(start, channel)
+    if isinstance(worker, int):
+        return worker
+    del start  # with thousands of sites it is megabytes, as the settings were
+    _spare_the_collector()
+    await worker.serve()
+    return 0
+
+
+def _prepare(start: Start, channel: ControlChannel) -> Worker | int:
+    """Return the worker; or the exit code, after the supervisor was told why there is none."""
     try:
         settings = Settings.from_parent(start.settings)
         front, others = _set_up(settings, start, channel)
@@ -85,8 +96,7 @@ async def _run(channel: ControlChannel) -> int:
         logger.exception("worker.failed", extra={"slot": start.slot})
         channel.send(Failed(f"worker {start.slot} could not be set up: {type(error).__name__}: {error}"))
         return 1
-    await Worker(channel, front, others, drain=settings.server.drain).serve()
-    return 0
+    return Worker(channel, front, others, drain=settings.server.drain)
 
 
 def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[Front, Slots]:
@@ -103,7 +113,6 @@ def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[
     )
     slots = inherit_listeners(start.listeners)
     front.start(slots.pop(start.slot, ()))
-    _spare_the_collector()
     return front, slots
 
 
