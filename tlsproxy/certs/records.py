@@ -7,7 +7,7 @@ it were not there, so that processes of two versions can share a record.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import datetime
 from functools import cache
@@ -15,26 +15,29 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
+Reader = Callable[[Any], Any]
 
 
 def write(value: Any) -> dict[str, Any]:
     """Return the record of a dataclass."""
+    defaults = _defaults(cast("Hashable", type(value)))
     return {
-        each.name: _plain(getattr(value, each.name))
-        for each in fields(value)
-        if getattr(value, each.name) != _default(each)
+        name: _plain(content)
+        for name, default in defaults.items()
+        if (content := getattr(value, name)) is not default and content != default
     }
 
 
 def read(kind: type[Value], record: Any) -> Value:
     """Rebuild from `write`. Raises ValueError if a field without a default is not there."""
-    known = _hints(cast("Hashable", kind))
     values: dict[str, Any] = {}
-    for name in known.keys() & (record if isinstance(record, Mapping) else {}):
-        try:
-            values[name] = _value(known[name], record[name])
-        except (ValueError, TypeError):
-            continue
+    if isinstance(record, Mapping):
+        readers = _readers(cast("Hashable", kind))
+        for name in readers.keys() & record.keys():
+            try:
+                values[name] = readers[name](record[name])
+            except (ValueError, TypeError):
+                continue
     try:
         return kind(**values)
     except TypeError as error:
@@ -50,8 +53,14 @@ def instant(text: str) -> datetime:
 
 
 @cache
-def _hints(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _readers(kind: Hashable) -> dict[str, Reader]:
+    # Annotations are taken apart once: a list of ten thousand certificates reads as many records.
+    return {name: _reader(each) for name, each in get_type_hints(kind).items()}
+
+
+@cache
+def _defaults(kind: Hashable) -> dict[str, Any]:
+    return {each.name: _default(each) for each in fields(cast("Any", kind))}
 
 
 def _default(each: Field[Any]) -> Any:
@@ -70,19 +79,26 @@ def _plain(value: Any) -> Any:
     return write(value) if is_dataclass(value) else value
 
 
-def _value(kind: Any, value: Any) -> Any:
+def _reader(kind: Any) -> Reader:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return None if value is None else _value(next(each for each in inner if each is not NoneType), value)
-    if kind is datetime:
-        return instant(value)
+        read_it = _reader(next(each for each in inner if each is not NoneType))
+        return lambda value: None if value is None else read_it(value)
     if origin is tuple:
-        return tuple(_value(inner[0], each) for each in _checked(list, value))
+        read_each = _reader(inner[0])
+        return lambda value: tuple([read_each(each) for each in _checked(list, value)])
     if origin is Mapping:
-        return {str(key): _value(inner[1], each) for key, each in _checked(dict, value).items()}
-    if is_dataclass(kind) and isinstance(kind, type):
-        return read(kind, _checked(dict, value))
-    return value if kind is Any else _checked(kind, value)
+        read_each = _reader(inner[1])
+        return lambda value: {str(key): read_each(each) for key, each in _checked(dict, value).items()}
+    if kind is datetime:
+        return instant
+    if is_dataclass(kind):
+        return lambda value: read(cast("type[Any]", kind), _checked(dict, value))
+    return _same if kind is Any else lambda value: _checked(kind, value)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _checked(kind: type[Value], value: Any) -> Value:
