@@ -119,19 +119,28 @@ _ORDER_STEPS = {"authorization", "challenge", "finalize", "poll", "download"}
 _BY_TYPE = {
     "accountDoesNotExist": FailureKind.ACCOUNT_GONE,
     "alreadyReplaced": FailureKind.ALREADY_REPLACED,
+    "badCSR": FailureKind.REFUSED,
     "badNonce": FailureKind.BUSY,
+    "badPublicKey": FailureKind.REFUSED,
+    "badSignatureAlgorithm": FailureKind.REFUSED,
     "connection": FailureKind.VALIDATION,
     "dns": FailureKind.VALIDATION,
     "dnssec": FailureKind.VALIDATION,
+    "externalAccountRequired": FailureKind.REFUSED,
     "incorrectResponse": FailureKind.VALIDATION,
+    "invalidContact": FailureKind.REFUSED,
+    "invalidProfile": FailureKind.REFUSED,
     "orderNotReady": FailureKind.BAD_ORDER,
-    "rateLimited": FailureKind.RATE_LIMITED,
+    "rejectedIdentifier": FailureKind.REFUSED,
     "serverInternal": FailureKind.BUSY,
     "tls": FailureKind.VALIDATION,
     "unknownHost": FailureKind.VALIDATION,
+    "unsupportedContact": FailureKind.REFUSED,
+    "unsupportedIdentifier": FailureKind.REFUSED,
+    "userActionRequired": FailureKind.REFUSED,
 }
-"""What does not stand here (badCSR, caa, rejectedIdentifier, externalAccountRequired, invalidProfile, types of later
-RFCs and of single CAs …) is judged by the HTTP status, and as a rule refused for good."""
+"""What does not stand here (malformed, unauthorized, types of later RFCs and of single CAs …) is judged by the HTTP
+status and the step, and as a rule refused for good."""
 
 _CLOSED_ACCOUNT = re.compile(r"(?i)account (?:is not valid|.*deactivated|.*revoked)|key exists but is deactivated")
 _STALE_KEY = re.compile(r"(?i)(?<!binding )JWS verification error")
@@ -139,7 +148,6 @@ _STALE_KEY = re.compile(r"(?i)(?<!binding )JWS verification error")
 _PAUSED = re.compile(r"(?i)temporarily prevented from requesting")
 _PASSING_CAA = re.compile(r"(?i)DNS problem|SERVFAIL|timed out|timeout|looking up CAA")
 _RETRY_IN_WORDS = re.compile(r"(?i)retry after (\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d) ?(?:UTC|Z)")
-_UNREADABLE = re.compile(r"[^ -~\u00a1-\ud7ff\ue000-\uffef]+")
 _NAMED_IN_WORDS = re.compile(r'(?:Cannot issue for|forbidden by policy:) "([^"]+)"')
 _LONGEST_DETAIL = 1000
 
@@ -213,14 +221,15 @@ def _by_status(problem: str, status: int | None, step: str) -> FailureKind:
         return FailureKind.ALREADY_REPLACED
     if step in _ORDER_STEPS and problem in ("", "malformed", "unauthorized"):
         return FailureKind.BAD_ORDER
-    if step == "validation" and not problem:
-        return FailureKind.VALIDATION
-    return FailureKind.REFUSED
+    if problem:
+        return FailureKind.REFUSED
+    # No ACME server speaks without a type. Something before it does, or another server: that may pass.
+    return FailureKind.VALIDATION if step == "validation" else FailureKind.UNREACHABLE
 
 
 def clean(text: str) -> str:
     """Return text of others fit for a log line and a terminal: one line, no control characters, not endless."""
-    line = " ".join(_UNREADABLE.sub(" ", text).split())
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return line if len(line) <= _LONGEST_DETAIL else f"{line[:_LONGEST_DETAIL]}…"
 
 
