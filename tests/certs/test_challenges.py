@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tlsproxy.certs.alpn import make_answer, server_name
+from tlsproxy.certs.alpn import make_answer
 from tlsproxy.certs.challenges import Http01, Solver, TlsAlpn01, is_solvable, order
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Step, unwatched
@@ -149,18 +149,6 @@ def test_profile_of_the_tls_answer(identifier: str) -> None:
     assert made.not_valid_after_utc - made.not_valid_before_utc == timedelta(days=7)
     assert made.not_valid_before_utc < NOW < made.not_valid_after_utc
     made.verify_directly_issued_by(made)
-
-
-@pytest.mark.parametrize(
-    ("identifier", "expected"),
-    [
-        ("A.Example.com", "a.example.com"),
-        ("127.0.0.77", "77.0.0.127.in-addr.arpa"),
-        ("2001:db8::1", "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa"),
-    ],
-)
-def test_the_server_name_that_the_ca_asks_for(identifier: str, expected: str) -> None:
-    assert server_name(identifier) == expected
 
 
 def test_tls_answer_lies_in_the_store_until_it_is_cleaned_up(

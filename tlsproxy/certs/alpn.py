@@ -1,13 +1,12 @@
 """The certificate that answers tls-alpn-01 (RFC 8737; RFC 8738 for addresses).
 
-Knows: what must be in it and under which server name the CA asks for it. Does not know: who serves it, ACME.
+Knows: what must be in it. Does not know: under which server name the CA asks for it (identifiers.py), who serves it.
 Rule: it proves one name to one CA and is good for nothing else: self-signed, seven days, a key of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -15,20 +14,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tlsproxy.certs.identifiers import ip_address
 from tlsproxy.store.bundle import Bundle
 
 ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _LIFE = timedelta(days=7)
 _CLOCK_SKEW = timedelta(hours=1)
 _OCTET_STRING_OF_32 = b"\x04\x20"
-
-
-def server_name(identifier: str) -> str:
-    """Return what the CA sends as SNI: the name, or the reverse pointer of an address (RFC 8738 6)."""
-    try:
-        return ipaddress.ip_address(identifier).reverse_pointer
-    except ValueError:
-        return identifier.lower()
 
 
 def make_answer(identifier: str, key_authorization: str, now: datetime) -> Bundle:
@@ -63,7 +55,5 @@ def _digest(key_authorization: str) -> x509.UnrecognizedExtension:
 
 
 def _general_name(identifier: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(identifier))
-    except ValueError:
-        return x509.DNSName(identifier.lower())
+    address = ip_address(identifier)
+    return x509.IPAddress(address) if address else x509.DNSName(identifier)

@@ -20,6 +20,7 @@ from tlsproxy.certs.dns.base import DnsProvider, DnsProviderError, challenge_nam
 from tlsproxy.certs.dns.lookup import Lookup, LookupFailed
 from tlsproxy.certs.dns.propagation import NotVisible, Timeouts, wait_until_visible
 from tlsproxy.certs.dns.record import TxtRecord
+from tlsproxy.certs.identifiers import server_name
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.errors import StoreError
@@ -126,14 +127,14 @@ class TlsAlpn01:
         await _forget(self._executor, self.kind, identifier, partial(self._remove, identifier, key_authorization))
 
     def _put(self, identifier: str, key_authorization: str, expires: datetime) -> bool:
-        name, answer = alpn.server_name(identifier), alpn.make_answer(identifier, key_authorization, self._now())
+        name, answer = server_name(identifier), alpn.make_answer(identifier, key_authorization, self._now())
         self._challenges.put_tls_alpn(name, answer, expires)
         held = self._challenges.tls_alpn(name, self._now())
         return held is not None and held.fingerprint == answer.fingerprint
 
     def _remove(self, identifier: str, key_authorization: str) -> None:
         """Leave an answer that somebody else (another order for the same name) has put there since."""
-        name = alpn.server_name(identifier)
+        name = server_name(identifier)
         held = self._challenges.tls_alpn(name, self._now())
         if held is None or alpn.answers(held, key_authorization):
             self._challenges.remove_tls_alpn(name)

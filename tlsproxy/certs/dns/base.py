@@ -7,12 +7,12 @@ name belongs to somebody else, as one order may prove `x` and `*.x` there, and a
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import ipaddress
 import re
 from typing import Protocol
 
+from tlsproxy.certs.account_key import b64url
+from tlsproxy.certs.identifiers import ip_address
 from tlsproxy.errors import TlsproxyError
 
 TTL = 60
@@ -55,7 +55,7 @@ def challenge_name(identifier: str) -> str:
     Raises ValueError for what has none: an address, or a name that leaves no room (253 octets, RFC 1035 3.1).
     """
     host = identifier.lower().removeprefix("*.").removesuffix(".")
-    if _is_address(host) or not is_host_name(LABEL + host):
+    if ip_address(host) or not is_host_name(LABEL + host):
         raise ValueError(f"{identifier[:300]!r} can't be proven by a TXT record")
     return LABEL + host
 
@@ -63,17 +63,9 @@ def challenge_name(identifier: str) -> str:
 def txt_value(key_authorization: str) -> str:
     """Return the value of the record: base64url of the SHA-256, 43 characters."""
     digest = hashlib.sha256(key_authorization.encode("ascii")).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+    return b64url(digest)
 
 
 def is_host_name(name: str) -> bool:
     """Tell whether a name, in lower case and without the dot at the end, is one that a record may be made under."""
     return len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) is not None
-
-
-def _is_address(identifier: str) -> bool:
-    try:
-        ipaddress.ip_address(identifier)
-    except ValueError:
-        return False
-    return True
