@@ -41,7 +41,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Answer = Callable[[str, str, bytes], Reply | None]
+Answer = Callable[[str, str, bytes, Mapping[str, str]], Reply | None]
+"""Method, path, body and headers of a request to its answer; None for none at all."""
 
 
 class HttpsServer(ThreadingHTTPServer):
@@ -76,11 +77,12 @@ class HttpsServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: in two, the second waits 40 ms for the client's delayed ACK
     server: HttpsServer
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        reply = self.server.answer(self.command, self.path, body)
+        reply = self.server.answer(self.command, self.path, body, dict(self.headers))
         if reply is None:
             self.close_connection = True
             return

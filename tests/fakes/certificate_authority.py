@@ -113,6 +113,7 @@ class CertificateAuthority:
         """Lose accounts, orders, and what was counted."""
         self.count: Counter[str] = Counter()
         self.payloads: dict[str, list[Any]] = defaultdict(list)
+        self.headers: dict[str, list[Mapping[str, str]]] = defaultdict(list)
         self.issued: list[x509.Certificate] = []
         self.revoked: dict[int, int] = {}  # reasons by serial
         self.accounts: dict[str, dict[str, Any]] = {}  # {"jwk": …, "contact": […], "status": …} by URL
@@ -168,6 +169,10 @@ class CertificateAuthority:
         document = {"suggestedWindow": window, **({"explanationURL": explanation} if explanation else {})}
         self._windows[certificate_id] = Reply(200, document, {"Retry-After": retry_after} if retry_after else {})
 
+    def forget_nonces(self) -> None:
+        """Let no nonce that was given out be good any more."""
+        self._nonces.clear()
+
     def close_account(self, url: str) -> None:
         """Deactivate an account: its key can't be used any more, and registers no other."""
         self.accounts[url]["status"] = "deactivated"
@@ -195,11 +200,12 @@ class CertificateAuthority:
 
     # --- answering
 
-    def answer(self, method: str, path: str, body: bytes) -> Reply | None:
+    def answer(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Reply | None:
         """Return the answer to one request, None for none at all."""
         kind, name = _kind(path)
         with self._lock:
             self.count[kind] += 1
+            self.headers[kind].append(headers)
             script = self._scripts[kind].pop(0) if self._scripts[kind] else None
         self._run_hook(kind, after=False)
         reply = script() if script else self._do(kind, name, path, method, body)
@@ -387,7 +393,10 @@ class CertificateAuthority:
         return Reply(200, chain, {"Content-Type": "application/pem-certificate-chain"})
 
     def _revoke(self, account: str, name: str, payload: Any) -> Reply:
-        serial = x509.load_der_x509_certificate(unb64(payload["certificate"])).serial_number
+        certificate = x509.load_der_x509_certificate(unb64(payload["certificate"]))
+        serial = certificate.serial_number
+        if certificate not in self.issued:
+            raise Problem("malformed", "Certificate from unrecognized issuer", 404)
         if serial in self.revoked:
             raise Problem("alreadyRevoked")
         self.revoked[serial] = payload.get("reason", 0)

@@ -35,7 +35,8 @@ from tlsproxy.certs.resources import Eab
 
 USER_AGENT = f"tlsproxy/{__version__} (+acme)"
 _NONCE_TRIES = 20  # a CA that rejects half of all good nonces still fails a request only once in a million
-_TAG = re.compile(r"(?s)<(?:style|script).*?</|<[^>]*>")
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
+_TAG = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 
 
 class Network(client.ClientNetwork):
@@ -74,12 +75,17 @@ class Network(client.ClientNetwork):
 
     def bind(self, eab: Eab, url: str) -> dict[str, Any]:
         """Return the externalAccountBinding. People paste the key in either base64 alphabet, with and without `=`."""
-        secret = eab.hmac_key.strip().translate({ord("+"): "-", ord("/"): "_", ord("="): None})
+        secret = eab.hmac_key.strip().rstrip("=").translate({ord("+"): "-", ord("/"): "_"})
+        if not _BASE64URL.fullmatch(secret):
+            raise self._bad_key()
         place = messages.Directory({"newAccount": url})
         try:
             return messages.ExternalAccountBinding.from_data(_jwk(self._own).public_key(), eab.kid, secret, place)
-        except (ValueError, TypeError):  # without the cause: its text holds the key
-            raise AcmeFailure(FailureKind.REFUSED, type="eabKey", step="account", directory=self._directory) from None
+        except ValueError:  # without the cause: its text may hold the key
+            raise self._bad_key() from None
+
+    def _bad_key(self) -> AcmeFailure:
+        return AcmeFailure(FailureKind.REFUSED, type="eabKey", step="account", directory=self._directory)
 
     def key_change(self, new: AccountKey, url: str) -> dict[str, Any]:
         """Return the statement that the account's key becomes `new`, signed with that one (RFC 8555 7.3.5)."""
