@@ -238,12 +238,13 @@ def running_proxy(
     head: str = "",
     workers: int = 1,
     http: str = "",
+    https: str = "127.0.0.1:0",
     before: Sequence[str] = (),
 ) -> Iterator[Proxy]:
     """Run a proxy with these sites; `head` is TOML for before them. An exception inside a worker fails the test."""
     config = folder / "tlsproxy.toml"
     config.write_text(f"""
-        listen = {{ https = ["127.0.0.1:0"], http = [{f'"{http}"' if http else ""}] }}
+        listen = {{ https = ["{https}"], http = [{f'"{http}"' if http else ""}] }}
         server = {{ workers = {workers}, drain = "1s" }}
         store = {{ url = "file://{folder}/store" }}
         admin = {{ socket = "{folder}/admin.sock" }}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -92,11 +92,12 @@ class Attempts:
         issuers: Sequence[Issuer],
         *,
         key_type: str,
+        accounts: Mapping[str, str],
         rnd: Callable[[], float] = random.random,
     ) -> None:
-        """`issuers` as in every Wanted, with what is needed to talk to them."""
+        """`issuers` as in every Wanted, with what is needed to talk to them; `accounts` as LogIns learns them."""
         self._tools, self._shelf, self._issuer, self._issuers = tools, shelf, issuer, tuple(issuers)
-        self._key_type, self._rnd = key_type, rnd
+        self._key_type, self._accounts, self._rnd = key_type, accounts, rnd
 
     async def make(self, wanted: Wanted, progress: Progress, by_hand: ByHand | None = None) -> Outcome:
         """Do what the plan says about one certificate, now. Never raises but when cancelled."""
@@ -112,6 +113,7 @@ class Attempts:
             return self._store_failed(wanted, error)
 
     async def _make(self, wanted: Wanted, progress: Progress, by_hand: ByHand | None, lease: Lease) -> Outcome:
+        wanted = self._with_accounts(wanted)
         held, state = await self._shelf.reread(wanted.name)
         forced, force = (by_hand.reason, by_hand.force) if by_hand else ("", False)
         if by_hand:
@@ -152,6 +154,11 @@ class Attempts:
             after = self._after_failure(state, failure, action, wanted, held)
             return Failed(failure, held, after, Wait(self._tools.now() + PAUSE))
         return states.after_rehearsal(state, self._tools.now())
+
+    def _with_accounts(self, wanted: Wanted) -> Wanted:
+        """An order may name its predecessor only to the account that has it (RFC 9773 5)."""
+        known = tuple(replace(each, account=self._accounts.get(each.directory, "")) for each in wanted.issuers)
+        return replace(wanted, issuers=known)
 
     def _job(self, wanted: Wanted, held: Held | None, state: State, action: Obtain, *, force: bool) -> Job:
         renews = held is not None and held.directory == wanted.issuers[action.issuer].directory

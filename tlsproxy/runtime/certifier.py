@@ -8,13 +8,14 @@ SIGKILL ends it; a failure after Ready is logged and tried again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import importlib
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from tlsproxy import logs
 from tlsproxy.certs.manager import CertificateManager
@@ -34,12 +35,17 @@ from tlsproxy.runtime.control import (
 )
 from tlsproxy.runtime.privileges import drop_privileges
 from tlsproxy.settings import Settings
-from tlsproxy.store.base import open_store
+from tlsproxy.store.base import CertificateStore, open_store
+
+if TYPE_CHECKING:
+    from tlsproxy.certs.acme_manager import AcmeManager
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL = 2.0
 """Seconds between looks at the certificate files."""
+ORPHANED = 2.0
+"""Seconds to clean up in when the supervisor is gone: nobody waits, but a CA may still look at an answer of ours."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,55 +75,97 @@ async def _converse(channel: ControlChannel) -> int:
     if not isinstance(start, Start):
         raise ControlError(f"the first message must be Start, not {type(start).__name__}")
     try:
-        manager = await _prepare(start)
+        settings, store = _set_up(start)
+        manager = await _prepare(settings, store)
     except TlsproxyError as error:
         channel.send(Failed(str(error)))
         return 1
     # For workers that outlived an earlier certifier and may have missed what it had to say; at first there are none.
     channel.send(CertificatesChanged(manager.names()))
     channel.send(Ready())
-    watching = asyncio.create_task(_watch(manager, channel))
-    try:
-        await _listen(manager, channel)
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+    await Certifier(channel, settings, store, manager, start.addresses).serve()
     return 0
 
 
-async def _prepare(start: Start) -> CertificateManager:
+def _set_up(start: Start) -> tuple[Settings, CertificateStore]:
     settings = Settings.from_parent(start.settings)
     logs.configure(settings.log)
     # Here and not in a thread: no_new_privs holds for the calling thread and those it starts (prctl(2)).
     drop_privileges(settings.server.user)
-    manager = CertificateManager(settings.sites, open_store(settings.store.url))
+    return settings, open_store(settings.store.url, settings.store.master_keys())
+
+
+async def _prepare(settings: Settings, store: CertificateStore) -> CertificateManager:
+    manager = CertificateManager(settings.sites, store)
     if problems := await asyncio.to_thread(manager.prepare, datetime.now(UTC)):
         raise TlsproxyError("\n".join(problems))
     return manager
 
 
-async def _listen(manager: CertificateManager, channel: ControlChannel) -> None:
-    """Return when it is time to leave. What is meant for workers only (ReopenLogs) is no concern here."""
-    async for message in channel:
-        if isinstance(message, StatsRequest):
-            channel.send(Stats(manager.stats()))
-        elif isinstance(message, Drain):
-            channel.send(Drained())
-            return
+class Certifier:
+    """A certifier that is ready: watches, obtains and obeys until it is time to leave."""
 
+    # Mutable: _acme (once it is imported, if a site wants it).
 
-async def _watch(manager: CertificateManager, channel: ControlChannel) -> None:
-    while True:
-        await asyncio.sleep(POLL_INTERVAL)
+    def __init__(
+        self,
+        channel: ControlChannel,
+        settings: Settings,
+        store: CertificateStore,
+        manager: CertificateManager,
+        addresses: Sequence[str],
+    ) -> None:
+        self._channel, self._settings, self._store = channel, settings, store
+        self._manager, self._addresses = manager, tuple(addresses)
+        self._acme: AcmeManager | None = None
+
+    async def serve(self) -> None:
+        tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._start_acme())]
         try:
-            names = await asyncio.to_thread(manager.tick, datetime.now(UTC))
+            patience = await self._listen()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._acme is not None:
+            await self._acme.stop(patience)
+        self._channel.send(Drained())
+
+    async def _listen(self) -> float:
+        """Return the seconds there are to leave in, when it is time. What is meant for workers only is no concern."""
+        async for message in self._channel:
+            if isinstance(message, StatsRequest):
+                self._channel.send(Stats(self._manager.stats()))
+            elif isinstance(message, Drain):
+                return self._settings.server.drain if message.timeout is None else message.timeout
+        return ORPHANED
+
+    async def _start_acme(self) -> None:
+        """Bring in what talks to CAs: after Ready, in a thread, and only for sites that want it. It takes a while."""
+        if not any(site.certificate in ("acme", "on_demand") for site in self._settings.sites):
+            return
+        try:
+            module = await asyncio.to_thread(importlib.import_module, "tlsproxy.certs.acme_manager")
+            acme: AcmeManager = module.AcmeManager(self._settings, self._store, announce=self._announce)
+            await acme.start()
+            self._acme = acme
         except Exception:
-            # A flaw in one look must not end all renewals, silently least of all.
-            logger.exception("certifier.tick_failed")
-            continue
-        if names:
-            channel.send(CertificatesChanged(names))
+            logger.exception("certifier.acme_failed")
+
+    def _announce(self, names: tuple[str, ...]) -> None:
+        self._channel.send(CertificatesChanged(names))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_INTERVAL)
+            try:
+                names = await asyncio.to_thread(self._manager.tick, datetime.now(UTC))
+            except Exception:
+                # A flaw in one look must not end all renewals, silently least of all.
+                logger.exception("certifier.tick_failed")
+                continue
+            if names:
+                self._announce(names)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""Tell what becomes of ACME certificates: workers by name, people by events, and look whether it is really served.
+
+Knows: what each outcome is called, and for whom. Does not know: who delivers (Events, the control socket), plans.
+Rules: workers hear of a new certificate before anybody else; what is served is looked at by a handshake, announced once
+more if it is another, and then people are told; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+from tlsproxy.certs.attempt import Failed, Obtained
+from tlsproxy.certs.events import EventKind, Events
+from tlsproxy.certs.plan import emergency_time
+from tlsproxy.certs.progress import Progress, Step
+from tlsproxy.certs.wanted import Held, Wait, Wanted
+
+logger = logging.getLogger(__name__)
+
+Announce = Callable[[tuple[str, ...]], None]
+"""Takes the names of certificates that workers are to load."""
+Look = Callable[[str, str], Awaitable[str]]
+"""(host, serial) -> "" when our listeners serve that serial number for the host, else what they do, as a sentence."""
+
+
+class Reporter:
+    """Keeps the contract of the keeper's Audience."""
+
+    def __init__(self, announce: Announce, events: Events, look: Look | None = None) -> None:
+        """Without `look` (no address to connect to) what is served is not looked at."""
+        self._announce, self._events, self._look = announce, events, look
+
+    def changed(self, names: tuple[str, ...]) -> None:
+        self._announce(names)
+
+    async def obtained(self, wanted: Wanted, outcome: Obtained, progress: Progress) -> None:
+        held, is_first = outcome.held, outcome.before is None
+        self._events.emit(
+            EventKind.OBTAINED if is_first else EventKind.RENEWED,
+            wanted.name,
+            names=wanted.hosts,
+            serial=held.serial,
+            not_after=held.not_after,
+            directory=held.directory,
+        )
+        await self.check(wanted, held, progress)
+
+    def failed(self, wanted: Wanted, outcome: Failed) -> None:
+        state, action = outcome.state, outcome.action
+        fields: dict[str, Any] = {"next_attempt": action.until} if isinstance(action, Wait) else {}
+        if outcome.held:
+            fields["not_after"] = outcome.held.not_after
+        self._events.emit(
+            EventKind.FAILING,
+            wanted.name,
+            names=wanted.hosts,
+            error=str(outcome.failure),
+            attempts=state.attempts,
+            directory=outcome.failure.directory,
+            **fields,
+        )
+
+    def seen(self, wanted: Wanted, held: Held | None, now: datetime) -> None:
+        """A certificate that is renewed in time never gets here: the plan renews before the emergency."""
+        if held is None or wanted.on_demand or now < emergency_time(held):
+            return
+        self._events.emit(EventKind.EXPIRING, wanted.name, names=wanted.hosts, not_after=held.not_after)
+
+    async def check(self, wanted: Wanted, held: Held, progress: Progress) -> None:
+        """Look whether what was announced is served; announce it once more if not, look again, then say so."""
+        if self._look is None:
+            return
+        host = _example(wanted.hosts)
+        for is_last in (False, True):
+            problem = await self._look(host, held.serial)
+            if not problem:
+                progress(Step("served", host, "the new certificate is served"))
+                return
+            if not is_last:
+                self._announce((wanted.name,))
+        progress(Step("served", host, problem))
+        self._events.emit(EventKind.SERVED_MISMATCH, wanted.name, names=wanted.hosts, serial=held.serial, error=problem)
+
+
+def _example(hosts: tuple[str, ...]) -> str:
+    """Return a name to ask for: below a wildcard any name will do."""
+    return next((host for host in hosts if not host.startswith("*.")), hosts[0].replace("*", "www", 1))
