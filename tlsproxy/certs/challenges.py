@@ -168,7 +168,7 @@ class Dns01:
 
     async def clean_up(self, identifier: str, token: str, key_authorization: str) -> None:
         record, job = self._records.pop(token, (None, None))
-        if record is None or job is None or job.cancel():
+        if record is None or job is None:
             return
         # Submitted before the first await: whatever cancels us now, a thread removes the record.
         removal = self._executor.submit(record.delete) if record.give_up() else job

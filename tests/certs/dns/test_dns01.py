@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -272,6 +273,29 @@ def test_cancelled_while_the_provider_makes_it(server: Named, executor: Executor
 
     asyncio.run(run())
     until(lambda: hook.calls() == MADE_AND_REMOVED, "the record is removed")
+
+
+def test_cancelled_while_the_provider_fails(
+    server: Named, executor: Executor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for that failure any more, and asyncio must not complain that nobody has seen it."""
+    hook = Hook(tmp_path, code=1, waits=True)
+
+    async def run() -> None:
+        task = asyncio.create_task(present(solver(server, executor, hook.provider), "example.test"))
+        await eventually(lambda: hook.calls() == [BEGUN], "the provider is at work")
+        task.cancel()
+        await asyncio.sleep(0)
+        hook.go_on()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        gc.collect()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(run())
+    assert hook.calls() == MADE_AND_REMOVED
+    assert "never retrieved" not in caplog.text
 
 
 def test_cancelled_before_the_provider_begins(server: Named, tmp_path: Path) -> None:
