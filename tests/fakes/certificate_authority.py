@@ -7,6 +7,7 @@ not looked at, unless it is given `http_port`. Everything else a test scripts:
         ca.fails("order", "rateLimited", status=429, headers={"Retry-After": "120"})    # the next new order
         ca.fails("directory", status=503, body=b"<html>busy", times=3)
         ca.hangs("finalize")                            # accepted, never answered
+        ca.drops("order", after=True)                   # done, and the answer is lost
         ca.when("challenge", lambda: os.kill(pid, 9))   # once, before it is done; after=True: done, not yet answered
         ca.validation_fails("a.test", "connection", "192.0.2.1: Fetching http://a.test/…: Connection refused")
         ca.issuance_fails("caa", "CAA record for a.test prevents issuance")             # the next finalize
@@ -104,6 +105,7 @@ class CertificateAuthority:
         self._ended = threading.Event()
         self._scripts: dict[str, list[Callable[[], Reply | None]]] = defaultdict(list)
         self._hooks: dict[tuple[str, bool], Callable[[], object]] = {}
+        self._lost: list[str] = []
         self._windows: dict[str, Reply] = {}
         self._failing: dict[str, dict[str, Any]] = {}
         self._refused: dict[str, Any] = {}
@@ -149,6 +151,13 @@ class CertificateAuthority:
         """Take the next requests of this kind and leave them without an answer until the CA is stopped."""
         self._scripts[_checked(kind)] += [self._hang] * times
 
+    def drops(self, kind: str, *, after: bool = False) -> None:
+        """Close the connection in place of the next answer: before anything is done, or after it was."""
+        if after:
+            self._lost.append(_checked(kind))
+        else:
+            self._scripts[_checked(kind)].append(lambda: None)
+
     def when(self, kind: str, action: Callable[[], object], *, after: bool = False) -> None:
         """Call `action` once, in the server's thread, when the next request of this kind comes (or has been done)."""
         self._hooks[_checked(kind), after] = action
@@ -190,7 +199,11 @@ class CertificateAuthority:
         self._ended.set()
         if self._server:
             self._server.stop()
-            self._server = None
+            self._server = None  # last: `is_running` says that the port is closed
+
+    @property
+    def is_running(self) -> bool:
+        return self._server is not None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -210,6 +223,9 @@ class CertificateAuthority:
         self._run_hook(kind, after=False)
         reply = script() if script else self._do(kind, name, path, method, body)
         self._run_hook(kind, after=True)
+        if kind in self._lost:
+            self._lost.remove(kind)
+            return None
         if reply and kind not in ("directory", "renewal-info"):
             reply.headers.setdefault("Replay-Nonce", self._nonce())
         return reply
