@@ -117,9 +117,11 @@ def test_what_the_staging_ca_asks_for_binds_it_alone() -> None:
 
 def test_success_forgets_failures_and_remembers_what_worked() -> None:
     state = replace(failed(VALIDATION, VALIDATION), winners={"a.test": "http-01", "gone.test": "http-01"})
+    state = replace(state, busy={CA: at(1), "https://other.test": at(3)})
     state = after_success(used(state, at(1)), WANTED, SITE, at(2), {"b.test": "dns-01"})
     assert replace(state, history=()) == State(
         fingerprint="one",
+        busy={"https://other.test": at(3)},
         winners={"a.test": "http-01", "b.test": "dns-01"},
         last_success=at(2),
         last_attempt=at(2),

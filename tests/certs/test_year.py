@@ -115,6 +115,23 @@ def test_windows_that_move_to_the_past(life: timedelta) -> None:
 
 
 @pytest.mark.parametrize("life", [160 * HOUR, 90 * DAY])
+def test_windows_after_the_end(life: timedelta) -> None:
+    """A CA that suggests to let certificates expire is not believed: a twentieth of the life is left."""
+    year = Year(World(life, window=lambda held, _: (held.not_after + HOUR, held.not_after + DAY))).run()
+    assert max(year.issued.values()) <= 400 * DAY / (life * 0.94) + 1
+    assert year.unserved(SOON) == []
+
+
+def test_a_name_that_is_mended_on_the_last_day() -> None:
+    """Attempts come closer towards the end: half a day is enough to find out that it works again."""
+    end = BORN + 90 * DAY - HOUR
+    names = tuple((f"n{number}.example.com",) for number in range(8))
+    year = Year(World(90 * DAY, names, broken_dns=((BORN + 30 * DAY, end - 12 * HOUR),), days=120)).run()
+    assert year.issued.total() >= 2 * len(names)
+    assert [outage for outage in year.outages if outage[1] > BORN] == []
+
+
+@pytest.mark.parametrize("life", [160 * HOUR, 90 * DAY])
 def test_windows_that_move_with_each_look(life: timedelta) -> None:
     """Back and forth by a tenth of the life. An early one is obeyed, and no order is ever repeated for it."""
     dice = random.Random(7)
