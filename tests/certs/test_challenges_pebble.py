@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.named import KEY, LOOPBACK, Named, Primary
+from tests.named import KEY, LOOPBACK, Named, Primary, skip_without
 from tests.pebble import Pebble
 from tests.system.running import free_port
 from tlsproxy.certs.challenges import Dns01, Http01, Solver, TlsAlpn01
@@ -155,6 +155,8 @@ def test_http01(world: World, host: str) -> None:
 @pytest.mark.parametrize("host", ["api.example.test", "127.0.0.1", "::1"])
 def test_tls_alpn01(world: World, tmp_path: Path, host: str) -> None:
     asked: list[str] = []
+    address = "::1" if ":" in host else LOOPBACK
+    skip_without(address)
 
     def choose(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
         asked.append(name or "")
@@ -172,7 +174,7 @@ def test_tls_alpn01(world: World, tmp_path: Path, host: str) -> None:
         first.wrap_socket(client, server_side=True).close()
 
     solver = TlsAlpn01(world.challenges, world.tools.storing)
-    with served(world.ca.tls_port, answer, "::1" if ":" in host else LOOPBACK):
+    with served(world.ca.tls_port, answer, address):
         issued = world.obtain(solver, host)
     assert issued.bundle.check_names([host]) == []
     assert world.tools.store.list_records("challenges") == ()

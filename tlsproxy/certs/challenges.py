@@ -198,8 +198,8 @@ class Dns01:
             await asyncio.wait_for(asyncio.wrap_future(job), self._timeouts.provider)
         except TimeoutError as error:
             raise DnsProviderError(
-                f"{self._provider!r} has not made {record.name} within {self._timeouts.provider:g} s. "
-                "Look whether the provider's API answers."
+                f"the DNS provider {self._provider!r} has not made {record.name} within {self._timeouts.provider:g} s. "
+                "Look whether its API answers."
             ) from error
 
 

@@ -69,7 +69,7 @@ def test_the_zone_is_found_in_the_dns(server: Named) -> None:
 
 def test_a_wrong_key(server: Named) -> None:
     options = OPTIONS | {"auth_token": "hmac-sha256:stranger:c2VjcmV0LW9mLWEtc3RyYW5nZXI="}
-    with pytest.raises(DnsProviderError, match=f"<lexicon ddns> failed for {NAME}: PeerBadKey") as caught:
+    with pytest.raises(DnsProviderError, match=f"dns-lexicon's ddns failed for {NAME}: PeerBadKey") as caught:
         LexiconProvider("ddns", options, zone=ZONE).create(NAME, ONE)
     assert "c2VjcmV0" not in str(caught.value)
 
@@ -91,7 +91,7 @@ def test_what_the_provider_says_comes_without_our_options() -> None:
     [
         ("nonesuch", {}, "example.test", r"This provider \(nonesuch\) is not supported by Lexicon"),
         ("route53", {}, "example.test", r"pip install dns-lexicon\[route53\]"),
-        ("ddns", {}, "example.test", "<lexicon ddns> failed"),
+        ("ddns", {}, "example.test", "dns-lexicon's ddns failed"),
         ("ddns", OPTIONS, "", r"acme\.dns\.lexicon\.zone is empty"),
         ("ddns", OPTIONS, "ample.test", r"does not lie in the zone ample\.test"),
     ],

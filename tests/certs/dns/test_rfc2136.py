@@ -117,7 +117,7 @@ def test_no_key_is_an_unsigned_update(server: Named) -> None:
 
 
 def test_nobody_there(server: Named) -> None:
-    with pytest.raises(DnsProviderError, match=r"port \d+> can't be asked .* \(Connection refused\)"):
+    with pytest.raises(DnsProviderError, match=r"port \d+\) can't be asked .* \(Connection refused\)"):
         provider(server, port=free_port()).create(NAME, ONE)
 
 

@@ -57,7 +57,7 @@ class LexiconProvider:
             raise
         except Exception as error:  # noqa: BLE001 - its providers have no common class
             # Without the cause: providers put tokens into URLs, and a traceback would show them.
-            raise DnsProviderError(f"{self!r} failed for {name}: {self._words(error)}") from None
+            raise DnsProviderError(f"dns-lexicon's {self._provider} failed for {name}: {self._words(error)}") from None
 
     def _config(self, zone: str) -> dict[str, Any]:
         # Some providers look for the zone among their own options.
@@ -78,7 +78,9 @@ class LexiconProvider:
 
     def _check(self, is_done: object, name: str) -> None:
         if not is_done:
-            raise DnsProviderError(f"{self!r} has not changed {name}, and does not say why. Look at its web page.")
+            raise DnsProviderError(
+                f"dns-lexicon's {self._provider} has not changed {name}, and does not say why. Look at its web page."
+            )
 
     def _words(self, error: Exception) -> str:
         text = " ".join(f"{type(error).__name__}: {error}".split())

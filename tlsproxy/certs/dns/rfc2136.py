@@ -69,6 +69,7 @@ class Rfc2136Provider:
         `timeout` is in seconds, for one update.
         """
         self._server, self._port, self._zone, self._timeout = server, port, zone.rstrip("."), timeout
+        self._where = f"the DNS server {server} (port {port})"
         self._key = (key_name, key_secret, key_algorithm)
 
     def create(self, name: str, value: str) -> None:
@@ -98,7 +99,7 @@ class Rfc2136Provider:
             if rrset.rdtype == dns.rdatatype.SOA:
                 return rrset.name.to_text(omit_final_dot=True).lower()
         raise DnsProviderError(
-            f"{self!r} knows no zone of {name}. Name the zone's primary server, or set acme.dns.rfc2136.zone."
+            f"{self._where} knows no zone of {name}. Name the zone's primary server, or set acme.dns.rfc2136.zone."
         )
 
     def _sign(self, message: dns.message.Message) -> None:
@@ -130,11 +131,11 @@ class Rfc2136Provider:
             raise self._unreachable(name, f"{type(error).__name__}: {error}") from error
 
     def _refusal(self, name: str, word: str, why: str) -> DnsProviderError:
-        return DnsProviderError(f"{self!r} refuses {name} ({word}): {why}")
+        return DnsProviderError(f"{self._where} refuses {name} ({word}): {why}")
 
     def _unreachable(self, name: str, why: str) -> DnsProviderError:
         return DnsProviderError(
-            f"{self!r} can't be asked for {name} ({why}). "
+            f"{self._where} can't be asked for {name} ({why}). "
             "Correct acme.dns.rfc2136.server, or open its TCP port for this machine."
         )
 
