@@ -115,6 +115,17 @@ class TestHttp01:
         [line] = caplog.records
         assert (line.message, line.error) == ("challenge.unusable", "the disk is gone")  # type: ignore[attr-defined]
 
+    @pytest.mark.parametrize("record", [{}, {"expires": "tomorrow"}, {"expires": "2099-01-01T00:00:00+00:00"}])
+    def test_a_damaged_answer_is_none(self, record: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+        store = open_store("memory:")
+        store.put_record("challenges", f"http-01/{TOKEN}", record)
+        store.put_record("challenges", f"tls-alpn-01/{HOST}", record)
+        answers = ChallengeAnswers(Challenges(store))
+        assert answers.http(PATH) is None
+        assert [line.message for line in caplog.records] == ["challenge.unusable"]
+        with pytest.raises(StoreError, match=r"damaged"):
+            answers.tls_alpn(HOST)
+
     def test_other_records_are_out_of_reach(self, tmp_path: Path) -> None:
         """Whatever the token says, it names a challenge or nothing."""
         store = open_store(f"file://{tmp_path}/store")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 import pytest
 
 from tests.fakes.clock import Clock
 from tests.fakes.stage import issue, issued
+from tests.store.pki import issue as self_issue
 from tlsproxy.errors import StoreError
 from tlsproxy.proxy.choice import PENDING, UNKNOWN_NAME, UNUSABLE, Choice
 from tlsproxy.proxy.contexts import ContextTable
@@ -27,6 +29,7 @@ class Scene:
 
     def __init__(self, *sites: SiteTls, limit: int = 1000, default_host: str = "") -> None:
         self.clock = Clock()
+        self.wall = Clock(time.time())
         self.store = open_store("memory:")
         self.looked: list[str] = []
         self.broken = False
@@ -39,6 +42,7 @@ class Scene:
             limit=limit,
             load=self._load,
             room=self.room,
+            clock=self.wall,
             now=self.clock,
         )
 
@@ -340,6 +344,26 @@ class TestOnDemand:
         scene = Scene(*self.SITES)
         scene.broken = True
         assert scene.choose("any.test") is UNUSABLE
+
+    @pytest.mark.parametrize(
+        ("days", "signs"), [((-1, 89), 0), ((-46, 44), 1), ((-90, -1), 1)], ids=["new", "half over", "expired"]
+    )
+    def test_the_certifier_hears_that_an_old_one_is_in_use(self, days: tuple[float, float], signs: int) -> None:
+        """It renews what clients ask for, and lets the rest expire."""
+        scene = Scene(*self.SITES)
+        scene.store.put("acme/any.test", self_issue("any.test", days=days).bundle())
+        for _ in range(3):
+            scene.chosen("any.test")
+        assert scene.wanted == ["any.test"] * signs
+        scene.wall.now += 6 * 3600
+        scene.chosen("any.test")
+        assert scene.wanted == ["any.test"] * signs * 2
+
+    def test_not_of_a_site_s_own(self) -> None:
+        scene = Scene(*self.SITES)
+        scene.store.put("acme/a.test", self_issue("a.test", days=(-90, -1)).bundle())
+        scene.chosen("a.test")
+        assert scene.wanted == []
 
     def test_as_the_default_it_is_the_default_host_s(self) -> None:
         scene = Scene(*self.SITES[1:], default_host="shop.test")

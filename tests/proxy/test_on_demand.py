@@ -14,6 +14,7 @@ from tests.fakes.backend import OK
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Json, Stage, client_context, issued
 from tests.proxy.test_tls import alert, first_flight, read_all
+from tests.store.pki import issue as self_issue
 from tlsproxy.errors import StoreError
 from tlsproxy.proxy.connection import State
 
@@ -148,6 +149,22 @@ class TestWaiting:
         assert len(scene.wanted) == 1
         wait_for(scene, 0)
 
+    def test_a_refused_renewal_takes_nothing_away(self, scene: Stage) -> None:
+        """All workers hear of it, also those that have not loaded the certificate."""
+        scene.store.put(f"acme/{HOST}", issued(HOST))
+        scene.call(lambda: scene.front.certificate_refused(HOST, "the application said no", 60.0))
+        scene.connect(HOST)
+
+    def test_a_store_in_trouble_does_not_hold_up_a_refusal(self, scene: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: str) -> bytes:
+            raise StoreError("the disk is gone")
+
+        with raw_client(scene) as raw:
+            wait_for(scene, 1)
+            monkeypatch.setattr(scene.store.records, "read", fail)
+            scene.call(lambda: scene.front.certificate_refused(HOST, "the application said no", 60.0))
+            assert read_all(raw) == alert(UNRECOGNIZED)
+
     def test_has_an_end_when_nobody_answers(self, scene: Stage) -> None:
         with raw_client(scene) as raw:
             wait_for(scene, 1)
@@ -188,6 +205,14 @@ class TestWaiting:
             monkeypatch.setattr(scene.store.records, "read", fail)
             scene.call(lambda: scene.front.certificates_changed([f"acme/{HOST}"]))
             assert read_all(raw) == alert(INTERNAL)
+
+
+def test_a_use_that_the_certifier_hears_of_is_told_with_its_client(scene: Stage) -> None:
+    scene.store.put(f"acme/{HOST}", self_issue(HOST, days=(-60, 30)).bundle())
+    with raw_client(scene) as raw:
+        assert raw.recv(1) == b"\x16"
+    assert scene.wanted == [(HOST, "127.0.0.1")]
+    assert scene.call(scene.front.stats)["waiting"] == 0
 
 
 class TestLeaving:

@@ -169,7 +169,7 @@ class TestRefusals:
 
     def test_a_failing_choice_fails_closed(self, caplog: pytest.LogCaptureFixture) -> None:
         class Broken(ContextTable):
-            def choose(self, hello: ClientHello, address: str = "") -> Choice:
+            def choose(self, hello: ClientHello, address: str = "", client: str = "") -> Choice:
                 raise RuntimeError("no")
 
         with EchoWorker(contexts=Broken([SITE])) as worker:

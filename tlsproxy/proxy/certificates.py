@@ -88,15 +88,18 @@ class Certificates:
             for name in names:
                 self.room.settle(name.removeprefix(_ON_DEMAND_PREFIX))
         else:
-            try:
-                self._look_again()
-            except StoreError as error:
-                problems.append(str(error))
+            self._look_again()
         return problems
 
     def refused(self, host: str, reason: str, seconds: float) -> None:
-        """There will be no certificate for this host on demand, and nobody need ask again for so long."""
-        self.room.refuse(host, reason, seconds)
+        """There will be no new certificate for this host on demand, and nobody need ask again for so long.
+
+        One that there is (the refusal was of its renewal) is served to its end and beyond.
+        """
+        if self._has(host):
+            self.room.settle(host)
+        else:
+            self.room.refuse(host, reason, seconds)
 
     def tick(self) -> None:
         """Notice what nobody announced. While clients wait the store is looked at each time: one stat."""
@@ -120,8 +123,14 @@ class Certificates:
     def _look_again(self) -> None:
         self.contexts.suspect_all()
         for host in self.room.hosts():
-            if self._store.get(_ON_DEMAND_PREFIX + host) is not None:
+            if self._has(host):
                 self.room.settle(host)
+
+    def _has(self, host: str) -> bool:
+        try:
+            return self._store.get(_ON_DEMAND_PREFIX + host) is not None
+        except StoreError:
+            return False  # whoever asks for it next finds out, and says so
 
     def _reload(self, site: configuration.Site) -> None:
         bundles = bundles_for(site, self._store)

@@ -57,7 +57,10 @@ class ChallengeAnswers:
         """
         if not self._bucket.take():
             return None
-        bundle = self._challenges.tls_alpn(server_name, datetime.now(UTC))
+        try:
+            bundle = self._challenges.tls_alpn(server_name, datetime.now(UTC))
+        except (ValueError, LookupError, TypeError) as error:
+            raise StoreError(f"the answer for {server_name} is damaged; the next order replaces it") from error
         if bundle is None:
             return None
         context = self._contexts.get(bundle.fingerprint)

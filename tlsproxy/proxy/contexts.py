@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _OFFERS_ACME_TLS: Final = (b"acme-tls/1",)  # and nothing else: a CA that asks (RFC 8737 3)
 _CATCH_ALL: Final = "*"
 _LOOK_AGAIN: Final = 5.0  # seconds before the store is asked again for what it did not have, or what broke
+_REMIND: Final = 6 * 3600.0  # seconds between signs that a certificate on demand is in use
 _AT_ONCE: Final = 20  # announced certificates that are looked at before a client asks; 1.5 ms each
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME: Final = re.compile(rf"(?:{_LABEL}\.)*(?!\d+$){_LABEL}")
@@ -48,14 +49,18 @@ class _Entry:
 
     `is_ready`: the context may be used without a look at anything else. `is_current`: it is made of what the store
     held when it was last known to change. `missing`: hosts of the site that the certificate does not cover.
+    `remind_at` (wall clock): when the certifier is to hear that a certificate on demand is in use.
     """
 
-    __slots__ = ("context", "is_current", "is_ready", "look_at", "made_of", "missing", "policy", "refused", "site")
+    __slots__ = (
+        "context", "is_current", "is_ready", "look_at", "made_of", "missing", "policy", "refused", "remind_at", "site",
+    )  # fmt: skip
 
     def __init__(self, site: SiteTls, policy: TlsPolicy) -> None:
         self.site = site
         self.policy = policy
         self.look_at = 0.0  # before then the store is not asked again
+        self.remind_at = 0.0
         self.drop()
 
     def drop(self) -> None:
@@ -145,10 +150,11 @@ class ContextTable:
 
     # --- for connections ----------------------------------------------------------------------------------------------
 
-    def choose(self, hello: ClientHello, address: str = "") -> Choice:
+    def choose(self, hello: ClientHello, address: str = "", client: str = "") -> Choice:
         """Exact name, else wildcard, else the default site. Never raises for a certificate that can't be used.
 
-        `address` is where a client called that sent no name: clients send none for an address (RFC 6066 3).
+        `address` is where a client called that sent no name: clients send none for an address (RFC 6066 3). `client` is
+        who asks.
         """
         if hello.alpn == _OFFERS_ACME_TLS:
             return self._choose_challenge(hello.server_name)
@@ -161,7 +167,7 @@ class ContextTable:
         if entry.is_ready:
             self._built.move_to_end(entry)
         elif entry.site.on_demand:
-            return self._choose_on_demand(entry, name, hello)
+            return self._choose_on_demand(entry, name, hello, client)
         elif (refused := self._prepare(entry, name)) is not None:
             return refused
         return self._context_of(entry)
@@ -282,6 +288,7 @@ class ContextTable:
         context = self._build(entry.site, bundles, entry.policy)
         missing = bundles[0].check_names(entry.site.hosts) if entry.site.certificate else ()
         entry.take(context, made_of, missing)
+        entry.remind_at = (bundles[0].not_before.timestamp() + bundles[0].not_after.timestamp()) / 2
         self._keep(entry)
 
     def _keep(self, entry: _Entry) -> None:
@@ -322,12 +329,14 @@ class ContextTable:
                 logger.error("challenge.unusable", extra={"host": server_name, "error": str(error)})  # noqa: TRY400
             return UNUSABLE
 
-    def _choose_on_demand(self, pattern: _Entry, host: str, hello: ClientHello) -> Choice:
+    def _choose_on_demand(self, pattern: _Entry, host: str, hello: ClientHello, client: str) -> Choice:
         """The context of one host of the site, or the wait for its certificate."""
         room = self._room
         entry = self._demanded.get(host)
+        if room is None:
+            return UNKNOWN_NAME
         if entry is None:
-            if room is None or not _DNS_NAME.fullmatch(host):
+            if not _DNS_NAME.fullmatch(host):
                 return UNKNOWN_NAME
             if (refused := room.refusal(host)) is not None:
                 return refused
@@ -338,9 +347,12 @@ class ContextTable:
             certificate = pattern.site.certificate + host
             entry = _Entry(replace(pattern.site, hosts=(host,), certificate=certificate), pattern.policy)
         refused = self._prepare(entry, host)
-        if refused is None:
-            return self._context_of(entry)
-        return room.awaited(host) if refused is PENDING and room is not None else refused
+        if refused is not None:
+            return room.awaited(host) if refused is PENDING else refused
+        if self._clock() >= entry.remind_at:
+            entry.remind_at = self._clock() + _REMIND
+            room.remind(host, client)
+        return self._context_of(entry)
 
     def _note_failure(self, entry: _Entry, error: Exception) -> None:
         """Use what there is, if there is something, and ask again a little later."""

@@ -191,7 +191,7 @@ class TlsConnection(Connection):
     def _choose(self, hello: ClientHello) -> None:
         name = hello.server_name or ""
         try:
-            chosen = self._owner.contexts.choose(hello, "" if name else self._find_address())
+            chosen = self._owner.contexts.choose(hello, "" if name else self._find_address(), self.info.client)
         except Exception:  # noqa: BLE001 - fail closed, whatever it is
             logger.exception("tls.choose_failed", extra={"client": self.info.client, "sni": name})
             self._refuse(INTERNAL_ERROR, "no usable certificate", name)

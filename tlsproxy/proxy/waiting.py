@@ -132,6 +132,11 @@ class WaitingRoom:
         self._networks[network] += 1
         return None
 
+    def remind(self, host: str, client: str) -> None:
+        """Tell the certifier that a certificate which is to be renewed, or has expired, is in use. Nobody waits."""
+        if self._bucket.take():
+            self._want(host, client)
+
     def leave(self, host: str, waiter: Waiter) -> None:
         """See `Awaited.leave`."""
         question = self._questions.get(host)
