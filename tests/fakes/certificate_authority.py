@@ -9,6 +9,8 @@ not looked at, unless it is given `http_port`. Everything else a test scripts:
         ca.hangs("finalize")                            # accepted, never answered
         ca.drops("order", after=True)                   # done, and the answer is lost
         ca.when("challenge", lambda: os.kill(pid, 9))   # once, before it is done; after=True: done, not yet answered
+        gate = ca.gate("finalize", 2, after=True)       # hold the second one from now on, done and not yet answered:
+        gate.wait(); …; gate.open()                     # gate.drop() ends the connection instead (gate.py)
         ca.validation_fails("a.test", "connection", "192.0.2.1: Fetching http://a.test/…: Connection refused")
         ca.issuance_fails("caa", "CAA record for a.test prevents issuance")             # the next finalize
         ca.processing_polls = 3                         # so often a finalized order is still `processing`; -1: for ever
@@ -42,12 +44,15 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.fakes.acme_server import URN, HttpsServer, Problem, Reply, b64, thumbprint, unb64, verify
+from tests.fakes.gate import Gate
 from tests.system.running import free_port
 
 KINDS = (
     *("directory", "nonce", "account", "account-update", "order", "order-poll", "authorization", "challenge"),
     *("finalize", "certificate", "renewal-info", "revoke", "key-change"),
 )
+FETCH = "fetch"
+"""No request but a place for a gate: the CA's own look at an http-01 answer. Before: connected, it has not asked yet."""
 
 
 @dataclass
@@ -105,6 +110,7 @@ class CertificateAuthority:
         self._ended = threading.Event()
         self._scripts: dict[str, list[Callable[[], Reply | None]]] = defaultdict(list)
         self._hooks: dict[tuple[str, bool], Callable[[], object]] = {}
+        self._gates: dict[tuple[str, bool], Gate] = {}
         self._lost: list[str] = []
         self._windows: dict[str, Reply] = {}
         self._failing: dict[str, dict[str, Any]] = {}
@@ -162,6 +168,12 @@ class CertificateAuthority:
         """Call `action` once, in the server's thread, when the next request of this kind comes (or has been done)."""
         self._hooks[_checked(kind), after] = action
 
+    def gate(self, kind: str, number: int = 1, *, after: bool = False) -> Gate:
+        """Hold the `number`th request of this kind from now on, before it is done, or done and not yet answered."""
+        gate = Gate(number, f"{'after' if after else 'before'} {kind} {number}")
+        self._gates[kind if kind == FETCH else _checked(kind), after] = gate
+        return gate
+
     def validation_fails(self, host: str, problem: str = "", detail: str = "") -> None:
         """Let every challenge of this host fail; without a problem: succeed again."""
         self._failing[host] = {"type": URN + problem, "detail": detail or problem, "status": 400} if problem else {}
@@ -197,6 +209,8 @@ class CertificateAuthority:
     def stop(self) -> None:
         """Close the port and every connection. What is hanging ends. May be called twice."""
         self._ended.set()
+        for gate in self._gates.values():
+            gate.drop()
         if self._server:
             self._server.stop()
             self._server = None  # last: `is_running` says that the port is closed
@@ -221,10 +235,14 @@ class CertificateAuthority:
             self.headers[kind].append(headers)
             script = self._scripts[kind].pop(0) if self._scripts[kind] else None
         self._run_hook(kind, after=False)
+        if not self._passes(kind, after=False):
+            return None
         reply = script() if script else self._do(kind, name, path, method, body)
         self._run_hook(kind, after=True)
         if kind in self._lost:
             self._lost.remove(kind)
+            return None
+        if not self._passes(kind, after=True):
             return None
         if reply and kind not in ("directory", "renewal-info"):
             reply.headers.setdefault("Replay-Nonce", self._nonce())
@@ -233,6 +251,10 @@ class CertificateAuthority:
     def _run_hook(self, kind: str, *, after: bool) -> None:
         if hook := self._hooks.pop((kind, after), None):
             hook()
+
+    def _passes(self, kind: str, *, after: bool) -> bool:
+        gate = self._gates.get((kind, after))
+        return gate is None or gate.pass_through()
 
     def _hang(self) -> Reply | None:
         self._ended.wait(60)
@@ -370,10 +392,13 @@ class CertificateAuthority:
         client = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=10)
         place = f"/.well-known/acme-challenge/{challenge['token']}"
         try:
+            client.connect()
+            self._passes(FETCH, after=False)
             client.request("GET", place, headers={"Host": authorization.host})
             answer = client.getresponse()
             status, text = answer.status, answer.read(1000).decode("ascii", "replace").strip()
-        except OSError as error:
+            self._passes(FETCH, after=True)
+        except (OSError, http.client.HTTPException) as error:
             return {
                 "type": URN + "connection",
                 "detail": f"127.0.0.1: Fetching http://{authorization.host}{place}: {error}",
