@@ -12,7 +12,8 @@ EXAMPLES = sorted(path.name for path in CONFIG.rglob("*.toml"))
 
 
 def test_there_are_examples() -> None:
-    assert {"tlsproxy.toml", "minimal.toml", "routes.toml", "client-certificates.toml"} <= set(EXAMPLES)
+    usual = {"tlsproxy.toml", "minimal.toml", "routes.toml", "client-certificates.toml"}
+    assert usual | {"acme.toml", "dns-01.toml", "on-demand.toml"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.toml")), ids=lambda path: path.name)
