@@ -11,16 +11,21 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-from tlsproxy.certs.attempt import Attempts, ByHand, Outcome
+from tlsproxy.certs import accounts
+from tlsproxy.certs.attempt import Asked, Attempts, Outcome
 from tlsproxy.certs.challenges import Dns01, Http01, Solver, TlsAlpn01
+from tlsproxy.certs.demand import Demand, Refused
 from tlsproxy.certs.dns import lookup_of, provider_of, timeouts_of
-from tlsproxy.certs.events import Events
+from tlsproxy.certs.events import EventKind, Events
+from tlsproxy.certs.housekeeping import Housekeeping
 from tlsproxy.certs.issuer import AcmeIssuer
-from tlsproxy.certs.keeper import Keeper
-from tlsproxy.certs.login import LogIns, known_account
+from tlsproxy.certs.keeper import SCAN, Keeper, Work
+from tlsproxy.certs.login import LogIns, known_account, opener
+from tlsproxy.certs.ondemand import OnDemand
 from tlsproxy.certs.progress import Progress
 from tlsproxy.certs.quota import QuotaGuard
 from tlsproxy.certs.reporting import Announce, Look, Reporter
+from tlsproxy.certs.revoking import Revoker
 from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.tools import Clock, Tools, utc_now
 from tlsproxy.certs.windows import Windows
@@ -37,7 +42,7 @@ logger = logging.getLogger(__name__)
 class AcmeManager:
     """One per certifier that has something to do with a CA. `start`, then `stop`."""
 
-    # Mutable: _running (the keeper's task).
+    # Mutable: _tasks (the keeper's and the housekeeping's).
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class AcmeManager:
         store: CertificateStore,
         *,
         announce: Announce,
+        refuse: Refused,
         look: Look | None = None,
         now: Clock = utc_now,
     ) -> None:
@@ -54,38 +60,101 @@ class AcmeManager:
         self.quota = QuotaGuard(tools, settings.acme.quota)
         self.logins = LogIns(tools, self.quota.permit_account)
         self.shelf = Shelf(tools)
-        issuers = settings.acme.issuers()
+        self.issuers = settings.acme.issuers()
+        self.wishes = Wishes(settings.acme)
         issuer = AcmeIssuer(tools, solvers_of(settings.acme, tools), self.quota, self.logins)
         attempts = Attempts(
-            tools, self.shelf, issuer, issuers, key_type=settings.acme.key_type, accounts=self.logins.urls
+            tools, self.shelf, issuer, self.issuers, key_type=settings.acme.key_type, accounts=self.logins.urls
         )
-        self._windows = Windows(tools, self.shelf, issuers)
+        self._windows = Windows(tools, self.shelf, self.issuers)
         self.keeper = Keeper(tools, self.shelf, attempts, self._windows, Reporter(announce, self.events, look))
-        self._running: asyncio.Task[None] | None = None
+        self._revoker = Revoker(tools, self.shelf, self.issuers)
+        self._housekeeping = Housekeeping(tools)
+        policy = OnDemand.make(settings.on_demand, settings.sites, now)
+        self.demand = Demand(tools, self.shelf, self.keeper, policy, self.wishes, refuse=refuse) if policy else None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin. Returns at once; no CA has been asked by then."""
         await self._learn_accounts()
-        self.keeper.want(Wishes(self._settings.acme).of_sites(self._settings.sites))
-        self._running = asyncio.create_task(self.keeper.run())
+        self.keeper.want(self.wishes.of_sites(self._settings.sites))
+        with contextlib.suppress(StoreError):  # the scan says what is wrong with the store
+            await self._add_demanded()
+        self._tasks = [asyncio.create_task(self.keeper.run()), asyncio.create_task(self._keep_house())]
 
     async def stop(self, patience: float) -> None:
         """End within about `patience` seconds: orders that can't be finished are cleaned up and left for the next."""
-        if self._running:
-            self._running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._running
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.demand:
+            await self.demand.close()
         await self.keeper.stop(patience)
         await self.events.close(min(patience, 1.0))
         self._windows.close()
         self.tools.close()
 
-    async def obtain(self, name: str, by_hand: ByHand, progress: Progress) -> Outcome:
-        return await self.keeper.obtain(name, by_hand, progress)
+    # --- by hand
+
+    async def obtain(self, name: str, asked: Asked, progress: Progress) -> Outcome:
+        """Obtain a certificate, or follow what is under way for it. Raises KeyError for what nobody wants."""
+        return await self.keeper.obtain(name, asked, progress)
+
+    async def revoke(self, name: str, reason: str, progress: Progress) -> Outcome | None:
+        """Revoke a certificate and have it replaced; None if no site wants it any more.
+
+        Raises AcmeFailure, CertificateError, StoreError.
+        """
+
+        async def errand(work: Work) -> None:
+            held = await self._revoker.revoke(name, reason, work.tell)
+            self.events.emit(EventKind.REVOKED, name, names=held.names, serial=held.serial, reason=reason)
+
+        await self.keeper.run_errand(name, errand, progress)
+        if self.keeper.wanted(name) is None:
+            return None
+        return await self.keeper.obtain(name, Asked(), progress)
+
+    async def roll_over(self, directory: str = "") -> list[str]:
+        """Replace the keys of our accounts, or of the one at `directory`; return the accounts' URLs.
+
+        Raises AcmeFailure, StoreError.
+        """
+        changed = []
+        for issuer in self.issuers:
+            account = await self.tools.in_store(known_account, self.tools, issuer)
+            if account is None or not account.url or directory not in ("", issuer.directory_url):
+                continue
+            open_session = opener(issuer.directory_url, issuer.ca_bundle)
+            after = await self.tools.in_thread(accounts.roll_over, self.tools.store, account, open_session)
+            changed.append(after.url)
+        return changed
+
+    # --- by itself
+
+    async def _keep_house(self) -> None:
+        while True:
+            configured = [name for name in self.keeper.names() if not self.keeper.is_on_demand(name)]
+            await self._housekeeping.tidy(configured)
+            await asyncio.sleep(SCAN.total_seconds())
+            with contextlib.suppress(StoreError):
+                await self._add_demanded()
+
+    async def _add_demanded(self) -> None:
+        """On-demand names are known by their certificates alone: another process may have obtained some."""
+        patterns = {host for site in self._settings.sites if site.certificate == "on_demand" for host in site.hosts}
+        if not patterns:
+            return
+        present = set(await self.tools.in_store(self.tools.store.list))
+        for name in present:
+            kind, _, host = name.partition("/")
+            is_known = self.keeper.wanted(name) is not None
+            if kind == "acme" and not is_known and {host, f"*.{host.partition('.')[2]}", "*"} & patterns:
+                self.keeper.add(self.wishes.of_demand(host))
 
     async def _learn_accounts(self) -> None:
         """An order may name its predecessor only to the account that has it: that account has to be known."""
-        for issuer in self._settings.acme.issuers():
+        for issuer in self.issuers:
             with contextlib.suppress(StoreError, ValueError):  # whoever needs the account says what is wrong with it
                 account = await self.tools.in_store(known_account, self.tools, issuer)
                 if account and account.url:

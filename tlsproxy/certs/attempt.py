@@ -40,11 +40,16 @@ PAUSE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
-class ByHand:
-    """A person wants it now. `reason` if it is to be renewed before it is due; `force`: against quota and waits."""
+class Asked:
+    """Somebody wants it now.
+
+    A person: parked and waiting are over, `reason` if it is to be renewed before it is due, `force` against our own
+    quota and what the CA asked to wait for. A client (`by_client`) who asks for an on-demand name: it is in use.
+    """
 
     reason: str = ""
     force: bool = False
+    by_client: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +104,28 @@ class Attempts:
         self._tools, self._shelf, self._issuer, self._issuers = tools, shelf, issuer, tuple(issuers)
         self._key_type, self._accounts, self._rnd = key_type, accounts, rnd
 
-    async def make(self, wanted: Wanted, progress: Progress, by_hand: ByHand | None = None) -> Outcome:
+    async def make(self, wanted: Wanted, progress: Progress, asked: Asked | None = None) -> Outcome:
         """Do what the plan says about one certificate, now. Never raises but when cancelled."""
         try:
             async with holding(self._tools, wanted.name) as lease:
                 if lease is None:
                     return Elsewhere()
-                return await self._make(wanted, progress, by_hand, lease)
+                return await self._make(wanted, progress, asked, lease)
         except LeaseLost as error:
             logger.warning("certificate.lease_lost", extra={"certificate": wanted.name, "error": str(error)})
             return Elsewhere()
         except StoreError as error:
             return self._store_failed(wanted, error)
 
-    async def _make(self, wanted: Wanted, progress: Progress, by_hand: ByHand | None, lease: Lease) -> Outcome:
+    async def _make(self, wanted: Wanted, progress: Progress, asked: Asked | None, lease: Lease) -> Outcome:
         wanted = self._with_accounts(wanted)
         held, state = await self._shelf.reread(wanted.name)
-        forced, force = (by_hand.reason, by_hand.force) if by_hand else ("", False)
-        if by_hand:
-            state = states.by_hand(state, self._tools.now(), force=force)
+        forced, force = (asked.reason, asked.force) if asked else ("", False)
+        state = self._as_asked(state, asked)
         action = plan(wanted, held, state, self._tools.now(), forced=forced)
         if not isinstance(action, Obtain):
+            if asked and asked.by_client:
+                await self._shelf.save(wanted.name, state, lease)
             return NotNow(action, held)
         for _ in range(MOST_STEPS):
             done = await self._step(wanted, held, state, action, progress, lease, force=force)
@@ -154,6 +160,12 @@ class Attempts:
             after = self._after_failure(state, failure, action, wanted, held)
             return Failed(failure, held, after, Wait(self._tools.now() + PAUSE))
         return states.after_rehearsal(state, self._tools.now())
+
+    def _as_asked(self, state: State, asked: Asked | None) -> State:
+        if asked is None:
+            return state
+        now = self._tools.now()
+        return states.used(state, now) if asked.by_client else states.by_hand(state, now, force=asked.force)
 
     def _with_accounts(self, wanted: Wanted) -> Wanted:
         """An order may name its predecessor only to the account that has it (RFC 9773 5)."""

@@ -21,13 +21,13 @@ from typing import Protocol, assert_never
 
 from tlsproxy.certs.agenda import Agenda
 from tlsproxy.certs.ari import ari_due, ari_next_check
-from tlsproxy.certs.attempt import Attempts, ByHand, Elsewhere, Failed, NotNow, Obtained, Outcome
+from tlsproxy.certs.attempt import Asked, Attempts, Elsewhere, Failed, NotNow, Obtained, Outcome
 from tlsproxy.certs.limiter import PARALLEL
 from tlsproxy.certs.plan import plan
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.tools import Tools
-from tlsproxy.certs.wanted import Held, Obtain, Park, Wait, Wanted
+from tlsproxy.certs.wanted import Action, Held, Obtain, Park, Wait, Wanted
 from tlsproxy.certs.windows import Windows
 from tlsproxy.errors import StoreError
 
@@ -127,6 +127,10 @@ class Keeper:
     def wanted(self, name: str) -> Wanted | None:
         return self._wanted.get(name)
 
+    def is_on_demand(self, name: str) -> bool:
+        wanted = self._wanted.get(name)
+        return wanted is not None and wanted.on_demand
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._wanted)
 
@@ -179,20 +183,23 @@ class Keeper:
         if problem := self._shelf.problem(name):
             logger.error("certificate.unreadable", extra={"certificate": name, "error": problem})
             return
-        held, state, now = self._shelf.held(name), self._shelf.state(name), self._tools.now()
-        action = plan(wanted, held, state, now)
-        if isinstance(action, Obtain):
+        if isinstance(self._plan(wanted), Obtain):
             self._begin(name, self._order(wanted, None), is_order=True)
-        elif ari_due(state, held, now):
+        elif ari_due(self._shelf.state(name), self._shelf.held(name), self._tools.now()):
             self._begin(name, self._ask(wanted), is_order=False)
         else:
             self._note(wanted)
+
+    def _plan(self, wanted: Wanted) -> Action:
+        """Return the plan. On-demand names are obtained and renewed when a client asks: demand.py asks for leave."""
+        action = plan(wanted, self._shelf.held(wanted.name), self._shelf.state(wanted.name), self._tools.now())
+        return Park("a client has to ask for it") if wanted.on_demand and isinstance(action, Obtain) else action
 
     def _note(self, wanted: Wanted, *, not_before: datetime | None = None) -> None:
         """Put the name where it belongs in the agenda. A parked one is looked at with the next scan."""
         name, now = wanted.name, self._tools.now()
         held, state = self._shelf.held(name), self._shelf.state(name)
-        action = plan(wanted, held, state, now)
+        action = self._plan(wanted)
         instants: list[datetime] = []
         if not isinstance(action, Park):
             instants.append(now if isinstance(action, Obtain) else action.until)
@@ -204,7 +211,36 @@ class Keeper:
 
     # --- work
 
-    async def obtain(self, name: str, by_hand: ByHand, progress: Progress) -> Outcome:
+    async def run_errand(self, name: str, errand: Errand, progress: Progress) -> Outcome | None:
+        """Do something about a certificate when nothing else is under way for it. What the errand raises, it raises."""
+        while (work := self._work.get(name)) is not None and work.task is not None:
+            progress(Step("wait", "", "something else is under way for this certificate"))
+            await asyncio.wait([work.task])
+        raised: list[Exception] = []
+
+        async def guarded(work: Work) -> Outcome | None:
+            try:
+                return await errand(work)
+            except Exception as error:  # noqa: BLE001 - it is raised again, to whom it concerns
+                raised.append(error)
+                return None
+
+        work = self._begin(name, guarded, is_order=False, watcher=progress)
+        assert work.task is not None  # noqa: S101
+        outcome = await asyncio.shield(work.task)
+        if raised:
+            raise raised[0]
+        return outcome
+
+    def announce(self, name: str) -> None:
+        """Have the workers load a certificate, again if need be."""
+        self._audience.changed((name,))
+
+    def look_again(self, name: str) -> None:
+        """Somebody has changed something about this certificate."""
+        self._attend(name)
+
+    async def obtain(self, name: str, asked: Asked, progress: Progress) -> Outcome:
         """Obtain a certificate now because somebody asks, or follow what is under way for it. Raises KeyError."""
         wanted = self._wanted[name]
         while (work := self._work.get(name)) is not None and work.task is not None:
@@ -212,7 +248,7 @@ class Keeper:
             outcome = await asyncio.shield(work.task)
             if work.is_order and isinstance(outcome, Obtained | Failed):
                 return outcome
-        work = self._begin(name, self._order(wanted, by_hand), is_order=True, watcher=progress)
+        work = self._begin(name, self._order(wanted, asked), is_order=True, watcher=progress)
         assert work.task is not None  # noqa: S101
         return await asyncio.shield(work.task) or Elsewhere()
 
@@ -240,13 +276,13 @@ class Keeper:
         finally:
             del self._work[name]
 
-    def _order(self, wanted: Wanted, by_hand: ByHand | None) -> Errand:
+    def _order(self, wanted: Wanted, asked: Asked | None) -> Errand:
         async def errand(work: Work) -> Outcome:
             before = self._shelf.held(wanted.name)
             if self._orders.locked():
                 work.tell(Step("wait", "", f"{PARALLEL} other certificates are being obtained"))
             async with self._orders:
-                outcome = await self._attempts.make(wanted, work.tell, by_hand)
+                outcome = await self._attempts.make(wanted, work.tell, asked)
             await self._conclude(wanted, outcome, before, work.tell)
             return outcome
 

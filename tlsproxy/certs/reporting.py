@@ -16,14 +16,15 @@ from tlsproxy.certs.attempt import Failed, Obtained
 from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.plan import emergency_time
 from tlsproxy.certs.progress import Progress, Step
+from tlsproxy.certs.served import Mismatch, Result, Served, Unreachable
 from tlsproxy.certs.wanted import Held, Wait, Wanted
 
 logger = logging.getLogger(__name__)
 
 Announce = Callable[[tuple[str, ...]], None]
 """Takes the names of certificates that workers are to load."""
-Look = Callable[[str, str], Awaitable[str]]
-"""(host, serial) -> "" when our listeners serve that serial number for the host, else what they do, as a sentence."""
+Look = Callable[[str, str], Awaitable[Result]]
+"""(host, serial) -> what our own listeners serve for the host."""
 
 
 class Reporter:
@@ -73,18 +74,20 @@ class Reporter:
         """Look whether what was announced is served; announce it once more if not, look again, then say so."""
         if self._look is None:
             return
-        host = _example(wanted.hosts)
-        for is_last in (False, True):
-            problem = await self._look(host, held.serial)
-            if not problem:
+        host = wanted.hosts[0]
+        result = await self._look(host, held.serial)
+        if isinstance(result, Mismatch):
+            self._announce((wanted.name,))
+            result = await self._look(host, held.serial)
+        match result:
+            case Served():
                 progress(Step("served", host, "the new certificate is served"))
-                return
-            if not is_last:
-                self._announce((wanted.name,))
-        progress(Step("served", host, problem))
-        self._events.emit(EventKind.SERVED_MISMATCH, wanted.name, names=wanted.hosts, serial=held.serial, error=problem)
-
-
-def _example(hosts: tuple[str, ...]) -> str:
-    """Return a name to ask for: below a wildcard any name will do."""
-    return next((host for host in hosts if not host.startswith("*.")), hosts[0].replace("*", "www", 1))
+            case Unreachable(reason=reason):
+                progress(Step("served", host, f"whether it is served can't be seen from here: {reason}"))
+                logger.info("certificate.not_looked_at", extra={"certificate": wanted.name, "reason": reason})
+            case Mismatch(address=address, serial=serial):
+                error = (
+                    f"{address} still serves serial {serial}, not {held.serial}. Restart the proxy and look at its log."
+                )
+                progress(Step("served", host, error))
+                self._events.emit(EventKind.SERVED_MISMATCH, wanted.name, names=wanted.hosts, error=error)

@@ -1,0 +1,76 @@
+"""Take away what nobody needs any more: answers to challenges, certificates of names long gone, dead orders.
+
+Knows: how long something is kept. Does not know: plans, CAs. Rules: only what has run out and is in no configuration is
+removed, long after that; a lease guards each removal; what can't be removed is left for the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from tlsproxy.certs import state as states
+from tlsproxy.certs.inflight import LONGEST_LIFE, OrdersInFlight
+from tlsproxy.certs.leasing import holding
+from tlsproxy.certs.shelf import read_held
+from tlsproxy.certs.tools import Tools
+from tlsproxy.errors import StoreError
+from tlsproxy.store.challenges import Challenges
+
+logger = logging.getLogger(__name__)
+
+KEPT_EXPIRED = timedelta(days=30)
+"""A certificate that no site uses is kept this long after its end: a site may come back, and people look at it."""
+INTERVAL = timedelta(hours=1)
+
+
+class Housekeeping:
+    """`tidy` now and then."""
+
+    # Mutable: _done (when the whole was done last).
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._done: datetime | None = None
+
+    async def tidy(self, wanted: Collection[str]) -> None:
+        """Remove what is due for it; the costly part once an hour. Never raises."""
+        now = self._tools.now()
+        try:
+            await self._tools.in_store(Challenges(self._tools.store).sweep, now)
+            if self._done is not None and self._done <= now < self._done + INTERVAL:
+                return
+            self._done = now
+            for name in await self._tools.in_store(self._find_expired, frozenset(wanted), now):
+                await self._remove(name, now)
+            await self._tools.in_store(self._forget_orders, now)
+        except StoreError as error:
+            logger.warning("certificate.not_tidied", extra={"error": str(error)})
+
+    def _find_expired(self, wanted: Collection[str], now: datetime) -> list[str]:
+        store = self._tools.store
+        unused = [name for name in store.list() if name.startswith("acme/") and name not in wanted]
+        return [name for name in unused if self._is_over(name, now)]
+
+    def _is_over(self, name: str, now: datetime) -> bool:
+        held = read_held(self._tools.store, name)
+        return held is not None and held.not_after + KEPT_EXPIRED < now
+
+    async def _remove(self, name: str, now: datetime) -> None:
+        store = self._tools.store
+        async with holding(self._tools, name) as lease:
+            if lease is None or not await self._tools.in_store(self._is_over, name, now):
+                return
+            await self._tools.in_store(store.delete, name, lease)
+            await self._tools.in_store(store.delete_record, states.FOLDER, name, lease)
+        logger.info(
+            "certificate.removed", extra={"certificate": name, "reason": "it expired long ago, no site uses it"}
+        )
+
+    def _forget_orders(self, now: datetime) -> None:
+        orders = OrdersInFlight(self._tools.store)
+        for name in orders.names():
+            left = orders.find(name)
+            if left is None or now - left.created > LONGEST_LIFE:
+                orders.forget(name, None)
