@@ -33,6 +33,9 @@ http = [{http}]
 [store]
 url = "{store}"
 
+[admin]
+socket = "{socket}"
+
 [[sites]]
 hosts = ["localhost"]            # a local name: certificate of the internal CA
 
@@ -146,6 +149,7 @@ def _write_config(folder: Path, https: int, http_port: int, backends: list[str])
             https=quoted([f"{host}:{https}" for host in hosts]),
             http=quoted([f"{host}:{http_port}" for host in hosts]),
             store=(folder / "store").as_uri(),
+            socket=folder / "admin.sock",
             backends=quoted(backends),
         )
     )

@@ -70,6 +70,7 @@ class TestAccessLog:
                     listen = {{ https = ["127.0.0.1:0"], http = [] }}
                     server = {{ workers = 1, drain = "1s" }}
                     store = {{ url = "file://{tmp_path}/store" }}
+                    admin = {{ socket = "{tmp_path}/admin.sock" }}
                     log = {{ format = "json", access = "{access}" }}
                     {site(write_pair(tmp_path, authority, "localhost"), app)}
                 """)
@@ -148,6 +149,7 @@ def test_the_reader_of_every_stream_leaves(
         listen = {{ https = ["127.0.0.1:{port}"], http = [] }}
         server = {{ workers = 1, drain = "1s" }}
         store = {{ url = "file://{tmp_path}/store" }}
+        admin = {{ socket = "{tmp_path}/admin.sock" }}
         log = {{ format = "json" }}
         {site(write_pair(tmp_path, authority, "localhost"), app)}
     """)
@@ -213,6 +215,7 @@ class TestStore:
         config.write_text(f"""
             listen = {{ https = ["127.0.0.1:0"], http = [] }}
             store = {{ url = "file://{store}" }}
+            admin = {{ socket = "{tmp_path}/admin.sock" }}
             log = {{ format = "json", access = "off" }}
             {site(self.INTERNAL, app)}
         """)
@@ -259,6 +262,7 @@ class TestBrokenCertificate:
             config.write_text(f"""
                 listen = {{ https = ["127.0.0.1:0"], http = [] }}
                 store = {{ url = "file://{tmp_path}/store" }}
+                admin = {{ socket = "{tmp_path}/admin.sock" }}
                 {site(good, app)}
             """)
             proxy = Proxy(config, trust)

@@ -151,6 +151,7 @@ def test_a_worker_that_gets_no_more_memory_harms_no_other(tmp_path: Path, trust:
         listen = {{ https = ["127.0.0.1:0"], http = [] }}
         server = {{ workers = 2, drain = "1s" }}
         store = {{ url = "file://{tmp_path}/store" }}
+        admin = {{ socket = "{tmp_path}/admin.sock" }}
         log = {{ format = "json", access = "off" }}
         {site}
     """)

@@ -215,6 +215,8 @@ def write_config(folder: Path, authority: trustme.CA, backend: Backend) -> Calla
             {server}
             [store]
             url = "file://{folder}/store"
+            [admin]
+            socket = "{folder}/admin.sock"
             [log]
             format = "json"
             {log}
