@@ -130,10 +130,12 @@ class Dns(Section):
     resolvers: fields.Resolvers = Field(
         default=(), description="Name servers to ask: ADDRESS or ADDRESS:PORT; empty follows the system."
     )
-    exec: ExecDns = ExecDns()
-    rfc2136: Rfc2136Dns = Rfc2136Dns()
-    acme_dns: AcmeDns = AcmeDns()
-    lexicon: LexiconDns = LexiconDns()
+    exec: ExecDns = Field(default=ExecDns(), description='provider = "exec": a program writes the records.')
+    rfc2136: Rfc2136Dns = Field(
+        default=Rfc2136Dns(), description='provider = "rfc2136": dynamic updates to a name server.'
+    )
+    acme_dns: AcmeDns = Field(default=AcmeDns(), description='provider = "acme-dns": a server for these records alone.')
+    lexicon: LexiconDns = Field(default=LexiconDns(), description='provider = "lexicon": one of its many DNS services.')
 
 
 class Acme(Authority):
@@ -147,7 +149,7 @@ class Acme(Authority):
         default="auto", description="Limits that are kept to: those published by a known CA, Let's Encrypt's, or none."
     )
     fallback: tuple[Fallback, ...] = Field(default=(), description="Further CAs, asked in order when the first fails.")
-    dns: Dns = Dns()
+    dns: Dns = Field(default=Dns(), description="How the records of dns-01 are written.")
 
     def issuers(self) -> tuple[Issuer, ...]:
         """Return all CAs in order of preference."""
