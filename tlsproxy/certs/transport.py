@@ -180,15 +180,14 @@ def _is_bundle_trouble(cause: BaseException) -> bool:
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an exception and what it was made of, outermost first: requests and urllib3 wrap in four different ways."""
     seen: list[BaseException] = []
-    following: list[BaseException | None] = [error]
+    following: list[object] = [error]
     while following and len(seen) < 20:
         cause = following.pop(0)
-        if cause is None or cause in seen:
+        if not isinstance(cause, BaseException) or cause in seen:
             continue
         seen.append(cause)
         yield cause
-        wrapped = [each for each in cause.args if isinstance(each, BaseException)]
-        following += [*wrapped, getattr(cause, "reason", None), cause.__cause__, cause.__context__]
+        following += [*cause.args, getattr(cause, "reason", None), cause.__cause__, cause.__context__]
 
 
 def _words(error: BaseException) -> str:
