@@ -6,12 +6,13 @@ some router or private CA is a doubt, which `doubts` finds in the finished setti
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tlsproxy.settings import acme_values, directories, raw
 from tlsproxy.settings.raw import DEFAULT_LISTEN, Fault, Path
+from tlsproxy.settings.values import as_address
 
 DEFAULT_CHALLENGES = ("tls-alpn-01", "http-01")
 # Which table of [acme.dns] belongs to a provider, and what it needs.
@@ -27,16 +28,31 @@ _MOST_HOSTS = {"shortlived": 25, "tlsserver": 25}
 _MOST_HOSTS_ELSE = 100
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A site with certificates of a public CA, looked at once: there may be ten thousand."""
+
+    path: Path
+    hosts: list[tuple[int, str]]
+    is_on_demand: bool
+
+
 def find_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield what can't succeed."""
-    yield from _authorities_faults(data.get("acme"))
-    yield from _dns_faults(data.get("acme"))
-    yield from _challenge_faults(data)
-    yield from _on_demand_faults(data)
+    acme, sites = data.get("acme"), list(_find_sites(data))
+    yield from _authorities_faults(acme)
+    yield from _dns_faults(acme)
+    yield from _challenge_faults(data, sites)
+    yield from _on_demand_faults(data, sites)
     yield from _key_faults(data)
+    yield from _sites_faults(acme, sites)
+
+
+def _find_sites(data: Mapping[str, Any]) -> Iterator[_Site]:
     for index, site in enumerate(raw.items(data.get("sites"))):
-        if raw.certificate(site) in ("acme", "on_demand"):
-            yield from _site_faults(data.get("acme"), ("sites", index), site)
+        word = raw.certificate(site)
+        if word in ("acme", "on_demand"):
+            yield _Site(("sites", index), list(raw.hosts(site)), word == "on_demand")
 
 
 def _authorities_faults(acme: Any) -> Iterator[Fault]:
@@ -83,12 +99,12 @@ def _dns_faults(acme: Any) -> Iterator[Fault]:
             yield Fault(("acme", "dns", name, key), message)
 
 
-def _challenge_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+def _challenge_faults(data: Mapping[str, Any], sites: list[_Site]) -> Iterator[Fault]:
     challenges = _challenges(data.get("acme"))
     for index, word in enumerate(challenges):
         if word in challenges[:index]:
             yield Fault(("acme", "challenges", index), f"{word} is listed twice")
-    if not challenges or not any(_asks_ca(site) for site in raw.items(data.get("sites"))):
+    if not challenges or not sites:
         return
     closed = [word for word in challenges if word in _LISTENERS and not _listens(data, _LISTENERS[word][0])]
     if closed == challenges:
@@ -97,20 +113,18 @@ def _challenge_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault(("acme", "challenges"), message)
 
 
-def _on_demand_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    sites = raw.items(data.get("sites"))
-    places = [index for index, site in enumerate(sites) if raw.certificate(site) == "on_demand"]
+def _on_demand_faults(data: Mapping[str, Any], sites: list[_Site]) -> Iterator[Fault]:
+    places: list[Path] = [(*site.path, "certificate") for site in sites if site.is_on_demand]
     ask = raw.get(data.get("on_demand"), "ask", "")
     if places and ask == "":
         message = (
             "without leave anybody could make you order certificates for any name; write in [on_demand] "
             'ask = "/may-have-certificate", a path on this site\'s backend that answers 200 for ?domain=NAME, or a URL'
         )
-        yield Fault(("sites", places[0], "certificate"), message)
+        yield Fault(places[0], message)
     if isinstance(ask, str) and ask.startswith("/") and len(places) > 1:
-        other: Path = ("sites", places[1], "certificate")
         message = "is a path, and more than one site is on demand: whose backend is meant? Write a URL"
-        yield Fault(("on_demand", "ask"), message, other=other)
+        yield Fault(("on_demand", "ask"), message, other=places[1])
 
 
 def _key_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
@@ -122,23 +136,24 @@ def _key_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
         seen.add(key)
 
 
-def _site_faults(acme: Any, path: Path, site: Any) -> Iterator[Fault]:
-    challenges, is_on_demand = _challenges(acme), raw.certificate(site) == "on_demand"
-    known = directories.find_known(_directory(acme))
-    hosts = list(raw.hosts(site))
-    for index, host in hosts:
-        if host != "*":
-            place: Path = (*path, "hosts", index)
-            yield from _address_faults(acme, place, host, challenges, is_on_demand=is_on_demand)
-            if known and directories.is_private_name(host):
-                yield Fault(place, _private_name_message(host, is_alone=len(hosts) == 1))
-            elif host.startswith("*.") and not is_on_demand and "dns-01" not in challenges:
-                yield Fault(place, _WILDCARD_MESSAGE.format(host))
+def _sites_faults(acme: Any, sites: list[_Site]) -> Iterator[Fault]:
+    challenges, known = _challenges(acme), directories.find_known(_directory(acme))
     profile = raw.get(acme, "profile", "")
     most = _MOST_HOSTS.get(profile, _MOST_HOSTS_ELSE) if isinstance(profile, str) else _MOST_HOSTS_ELSE
-    if known and not is_on_demand and len(hosts) > most:
-        message = f"{len(hosts)} hosts in one certificate, the CA takes at most {most}; make several sites of them"
-        yield Fault((*path, "hosts"), message)
+    for site in sites:
+        for index, host in site.hosts:
+            place: Path = (*site.path, "hosts", index)
+            if as_address(host):
+                yield from _address_faults(acme, place, host, challenges, is_on_demand=site.is_on_demand)
+            if known and host != "*" and directories.is_private_name(host):
+                yield Fault(place, _private_name_message(host, is_alone=len(site.hosts) == 1))
+            elif host.startswith("*.") and not site.is_on_demand and "dns-01" not in challenges:
+                yield Fault(place, _WILDCARD_MESSAGE.format(host))
+        if known and not site.is_on_demand and len(site.hosts) > most:
+            message = (
+                f"{len(site.hosts)} hosts in one certificate, the CA takes at most {most}; make several sites of them"
+            )
+            yield Fault((*site.path, "hosts"), message)
 
 
 _WILDCARD_MESSAGE = (
@@ -153,8 +168,6 @@ def _private_name_message(host: str, *, is_alone: bool) -> str:
 
 
 def _address_faults(acme: Any, place: Path, host: str, challenges: list[str], *, is_on_demand: bool) -> Iterator[Fault]:
-    if not _is_address(host):
-        return
     if is_on_demand:
         message = f'{host}: a client names no IP address in its handshake; write certificate = "acme" in a site for it'
         yield Fault(place, message)
@@ -165,14 +178,6 @@ def _address_faults(acme: Any, place: Path, host: str, challenges: list[str], *,
         yield Fault(place, f'{message} profile = "shortlived" in [acme]')
 
 
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 def _directory(authority: Any, default: str = "letsencrypt") -> str:
     """Return the normal form, "" for one that is wrong."""
     return next(raw.one(raw.get(authority, "directory", default), acme_values.parse_directory), "")
@@ -180,10 +185,6 @@ def _directory(authority: Any, default: str = "letsencrypt") -> str:
 
 def _challenges(acme: Any) -> list[str]:
     return [word for word in raw.items(raw.get(acme, "challenges", DEFAULT_CHALLENGES)) if isinstance(word, str)]
-
-
-def _asks_ca(site: Any) -> bool:
-    return raw.certificate(site) in ("acme", "on_demand")
 
 
 def _listens(data: Mapping[str, Any], kind: str) -> bool:

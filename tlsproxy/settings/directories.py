@@ -6,9 +6,10 @@ as a production CA unless its host is one that only this machine or a private ne
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from tlsproxy.settings.values import as_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def is_production(directory: str) -> bool:
 def is_private_name(host: str) -> bool:
     """Tell whether no public CA could certify this normalised host: local, one label, special use, private address."""
     name = host.removeprefix("*.")
-    try:
-        return not ipaddress.ip_address(name).is_global
-    except ValueError:
-        return "." not in name or name.rpartition(".")[2] in PRIVATE_SUFFIXES or name.endswith(".home.arpa")
+    address = as_address(name)
+    if address is not None:
+        return not address.is_global
+    return "." not in name or name.rpartition(".")[2] in PRIVATE_SUFFIXES or name.endswith(".home.arpa")
