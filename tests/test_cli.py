@@ -120,7 +120,8 @@ def test_explain_as_json(capsys: Output) -> None:
 def test_schema(capsys: Output) -> None:
     assert cli.main(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"].keys() == {"listen", "server", "limits", "tls", "store", "log", "sites"}
+    keys = {"listen", "server", "limits", "tls", "acme", "on_demand", "store", "admin", "events", "log", "sites"}
+    assert schema["properties"].keys() == keys
     site = schema["$defs"]["Site"]
     assert site["required"] == ["hosts"]
     assert {"routes", "backends"} <= site["properties"].keys()

@@ -2,23 +2,24 @@
 
 Knows options, output forms and exit codes; decides nothing itself. Rules: no traceback reaches a user without --debug;
 tables in a terminal, plain text when piped, JSON with --json; what a command says goes to stdout, what went wrong to
-stderr. The only module that imports typer and rich, and it imports the rest of the house inside the commands: `--help`
-is quick, and no worker pays for either.
+stderr. The only room that imports typer and rich, and it imports the rest of the house inside the commands: `--help`
+is quick, and no worker pays for either. `tlsproxy admin …` is in modules of its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tlsproxy import __version__
+from tlsproxy.cli import admin
+from tlsproxy.cli.common import ConfigOption, JsonOption, load
+from tlsproxy.cli.output import complain, in_terminal, say
 from tlsproxy.errors import ConfigError, TlsproxyError
 
 if TYPE_CHECKING:
@@ -34,15 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(admin.app)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Configuration file; else TLSPROXY_CONFIG, ./tlsproxy.toml, /etc/tlsproxy/tlsproxy.toml.",
-    ),
-]
 SiteOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -52,7 +46,6 @@ SiteOption = Annotated[
 HttpsOption = Annotated[list[str] | None, typer.Option("--https", metavar="ADDR", help="Listen here for https (:443).")]
 HttpOption = Annotated[list[str] | None, typer.Option("--http", metavar="ADDR", help="Listen here for http (:80).")]
 WorkersOption = Annotated[str | None, typer.Option("--workers", metavar="N", help="Worker processes (auto).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,18 +67,18 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, ConfigError):
-        _complain(str(error))
+        complain(str(error))
     elif isinstance(error, TlsproxyError):
-        _complain(f"tlsproxy: {error}")
+        complain(f"tlsproxy: {error}")
     else:
         hint = "" if debug else " This is a bug; --debug shows where."
-        _complain(f"tlsproxy: unexpected {type(error).__name__}: {error}.{hint}")
+        complain(f"tlsproxy: unexpected {type(error).__name__}: {error}.{hint}")
     return error.exit_code if isinstance(error, TlsproxyError) else 1
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _say(f"tlsproxy {__version__}")
+        say(f"tlsproxy {__version__}")
         raise typer.Exit
 
 
@@ -108,7 +101,7 @@ def run(
     workers: WorkersOption = None,
 ) -> None:
     """Serve until told to stop."""
-    loaded = _load(config, {"site": site, "https": https, "http": http, "workers": workers})
+    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers})
     from tlsproxy.runtime import preflight, supervisor
 
     preflight.inspect(loaded)
@@ -124,12 +117,12 @@ def check(
     workers: WorkersOption = None,
 ) -> None:
     """Check the configuration and the files it names; takes what `run` takes."""
-    loaded = _load(config, {"site": site, "https": https, "http": http, "workers": workers})
+    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers})
     from tlsproxy.runtime import preflight
 
     for warning in preflight.inspect(loaded):
-        _complain(f"warning: {warning}")
-    _say(_summary(loaded))
+        complain(f"warning: {warning}")
+    say(_summary(loaded))
 
 
 @app.command()
@@ -145,13 +138,13 @@ def explain(
     from tlsproxy.settings import explain as explaining
 
     options = {"site": site, "https": https, "http": http, "workers": workers}
-    rows = explaining.explain(_load(config, options, require_sites=False))
+    rows = explaining.explain(load(config, options, require_sites=False))
     if as_json:
-        _say(json.dumps([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows], indent=2))
-    elif sys.stdout.isatty():
+        say(json.dumps([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows], indent=2))
+    elif in_terminal():
         _print_table(rows)
     else:
-        _say("\n".join(f"{row.key} = {_quoted(row.written)}  # {row.origin}" for row in rows))
+        say("\n".join(f"{row.key} = {_quoted(row.written)}  # {row.origin}" for row in rows))
 
 
 @app.command()
@@ -160,7 +153,7 @@ def schema() -> None:
     from tlsproxy.settings import Settings
 
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
-    _say(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2))
 
 
 @app.command()
@@ -176,23 +169,17 @@ def trust(
 
     if [show, install, uninstall].count(True) != 1:
         raise typer.BadParameter("give one of --print, --install, --uninstall")
-    loaded = _load(config, require_sites=False)
-    store = open_store(loaded.settings.store.url)
+    loaded = load(config, require_sites=False)
+    store = open_store(loaded.settings.store.url, loaded.settings.store.master_keys())
     try:
         root = trusting.root_certificate(store, make=not uninstall)
     finally:
         store.close()
-    _complain(_describe_root(loaded, is_new=root.is_new))
+    complain(_describe_root(loaded, is_new=root.is_new))
     if show:
-        _say(root.pem.decode().strip())
+        say(root.pem.decode().strip())
     else:
         _tell_outcomes(trusting.install(root.pem) if install else trusting.uninstall(root.pem))
-
-
-def _load(config: Path | None, options: dict[str, Any] | None = None, *, require_sites: bool = True) -> Loaded:
-    from tlsproxy.settings import load
-
-    return load(config, options or {}, os.environ, require_sites=require_sites)
 
 
 def _summary(loaded: Loaded) -> str:
@@ -223,7 +210,7 @@ def _count(number: int, noun: str) -> str:
 
 def _tell_outcomes(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
-        (_say if outcome.ok else _complain)(f"{outcome.store}: {outcome.message}")
+        (say if outcome.ok else complain)(f"{outcome.store}: {outcome.message}")
     if not all(outcome.ok for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -241,11 +228,3 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 def _quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-
-
-def _complain(text: str) -> None:
-    typer.echo(text, err=True)

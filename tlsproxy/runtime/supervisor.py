@@ -31,6 +31,7 @@ from tlsproxy.runtime import privileges
 from tlsproxy.runtime.admin import AdminServer, Identity
 from tlsproxy.runtime.control import ListenerKind, ReopenLogs, Start
 from tlsproxy.runtime.generation import Generation
+from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.process import ChildSpec
 from tlsproxy.runtime.rotation import LogMaker
 from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
@@ -72,7 +73,8 @@ class Supervisor:
         self._ticket_secret = secrets.token_hex(TICKET_SECRET_BYTES)
         self._log_maker = LogMaker(settings)
         self._generation = self._make_generation(1)
-        self._admin = AdminServer(_identity(settings, listeners), lambda: self._generation)
+        names = Names(settings.sites)
+        self._admin = AdminServer(_identity(settings, listeners), lambda: self._generation, names.certificate)
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 

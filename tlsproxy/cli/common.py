@@ -1,0 +1,133 @@
+"""What the admin commands share: their options, and the proxy they are about.
+
+Knows where a running proxy is found and where its store lies; asks neither before it has to. Rule: a proxy that is not
+running is no failure for a question that the store alone can answer, but it is said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from tlsproxy.cli.output import complain
+from tlsproxy.errors import NotRunning, StoreError
+
+if TYPE_CHECKING:
+    from tlsproxy.certs.catalogue import Catalogue
+    from tlsproxy.runtime.adminclient import AdminClient
+    from tlsproxy.settings import Loaded, Settings
+    from tlsproxy.store.base import CertificateStore
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration file; else TLSPROXY_CONFIG, ./tlsproxy.toml, /etc/tlsproxy/tlsproxy.toml.",
+    ),
+]
+SocketOption = Annotated[
+    Path | None, typer.Option("--socket", metavar="PATH", help="Admin socket of the proxy; else admin.socket.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+_AWAY = frozenset({503, 504})  # what the proxy says while its certifier is not there
+
+
+def load(config: Path | None, options: dict[str, Any] | None = None, *, require_sites: bool = True) -> Loaded:
+    from tlsproxy.settings import load as load_settings
+
+    return load_settings(config, options or {}, os.environ, require_sites=require_sites)
+
+
+class Target:
+    """The proxy that a command is about. Its configuration is read when something in it is needed."""
+
+    def __init__(self, config: Path | None, socket: Path | None) -> None:
+        self._config = config
+        self._socket = socket
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        return load(self._config, require_sites=False).settings
+
+    @functools.cached_property
+    def client(self) -> AdminClient:
+        """Raises NotRunning if the configuration says that there is no socket."""
+        from tlsproxy.runtime.adminclient import AdminClient
+
+        if self._socket is None and self.settings.admin.socket == "off":
+            raise NotRunning('the running proxy cannot be asked: the configuration says admin.socket = "off"')
+        return AdminClient(self._socket or Path(self.settings.admin.socket))
+
+    def ask(
+        self,
+        question: Callable[[AdminClient], T],
+        offline: Callable[[], T],
+        instead: str = "this is what the store says",
+    ) -> T:
+        """Ask the running proxy, or do without if there is none: `instead` says what. Who may not ask gets an error."""
+        from tlsproxy.runtime.adminclient import AdminError, NoAccess
+
+        try:
+            return question(self.client)
+        except NoAccess:
+            raise
+        except NotRunning as reason:
+            complain(f"{str(reason).partition('. ')[0]}; {instead}")
+        except AdminError as error:
+            if error.status not in _AWAY:
+                raise
+            complain(f"{error} Until then, {instead}.")
+        return offline()
+
+    def look_up(self, question: Callable[[Catalogue], T]) -> T:
+        """Answer a question from configuration and store alone."""
+        from tlsproxy.certs.catalogue import Catalogue
+
+        with self.store(for_reading=True) as store:
+            return question(Catalogue(self.settings, store))
+
+    @contextlib.contextmanager
+    def store(self, *, for_reading: bool = False) -> Iterator[CertificateStore]:
+        """Open the store of the configuration. For reading, one that is not there is empty, and is not made."""
+        from tlsproxy.store.base import open_store
+
+        section = self.settings.store
+        url = "memory:" if for_reading and self._is_missing(section.url) else section.url
+        with self.explained():
+            store = open_store(url, section.master_keys())
+            try:
+                yield store
+            finally:
+                store.close()
+
+    def _is_missing(self, url: str) -> bool:
+        from tlsproxy.store.base import directory_of
+
+        folder = directory_of(url)
+        try:
+            return folder is None or not folder.exists()
+        except PermissionError:  # opening it says more
+            return False
+
+    @staticmethod
+    @contextlib.contextmanager
+    def explained() -> Iterator[None]:
+        """Add to what a store says the thing that a person can do who is simply the wrong user."""
+        try:
+            yield
+        except StoreError as error:
+            if isinstance(error.__cause__, PermissionError):
+                advice = "Or run this command as the user that runs the proxy (with sudo, if that is root)."
+                raise StoreError(f"{error} {advice}") from error
+            raise
