@@ -125,3 +125,5 @@ def test_the_schema_knows_the_files_of_secrets() -> None:
     assert "eab_hmac_key_file" in schema["Acme"]["properties"]
     assert "encryption_keys_file" in schema["Store"]["properties"]
     assert "default" not in schema["Site"]["properties"]["certificate"]
+    for key in ("per_domain", "per_client"):
+        assert schema["OnDemand"]["properties"][key]["default"] == str(getattr(Settings().on_demand, key))

@@ -81,7 +81,12 @@ _revealed = PlainSerializer(SecretStr.get_secret_value, return_type=str, when_us
 Secret = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret), _revealed]
 EabKey = Annotated[SecretStr, BeforeValidator(acme_values.parse_eab_key), _revealed]
 SecretUrl = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret_url), _revealed]
-Option = Annotated[SecretStr, BeforeValidator(acme_values.parse_option), _revealed]
+Option = Annotated[
+    SecretStr,
+    BeforeValidator(acme_values.parse_option),
+    _revealed,
+    WithJsonSchema({"type": ["string", "number", "boolean"], "writeOnly": True}, mode="validation"),
+]
 MasterKeys = Annotated[
     tuple[Annotated[SecretStr, BeforeValidator(acme_values.parse_master_key), _revealed], ...],
     BeforeValidator(acme_values.split_secrets),

@@ -120,10 +120,14 @@ class OnDemand(Section):
     )
     timeout: fields.PositiveDuration = Field(default=2.0, description="How long the answer may take; then it is no.")
     per_domain: fields.Rate = Field(
-        default=acme_values.Rate(10, 3600.0), description="New names of one registered domain; off is no limit."
+        default=acme_values.Rate(10, 3600.0),
+        json_schema_extra={"default": "10/1h"},
+        description="New names of one registered domain; off is no limit.",
     )
     per_client: fields.Rate = Field(
-        default=acme_values.Rate(10, 3600.0), description="New names asked for by one client network (/24, /56)."
+        default=acme_values.Rate(10, 3600.0),
+        json_schema_extra={"default": "10/1h"},
+        description="New names asked for by one client network (/24, /56).",
     )
 
 
