@@ -17,20 +17,32 @@ class Names:
     """The hosts of a configuration and the certificates they are served with."""
 
     def __init__(self, sites: Iterable[Site]) -> None:
-        # An on-demand site has one certificate for each host, and so none for the site.
-        self._names = {host: certificate_name(site) for site in sites for host in site.hosts if _has_one(site)}
+        self._sites = {host: site for site in sites for host in site.hosts}
 
     def __repr__(self) -> str:
-        return f"<Names of {len(self._names)} hosts>"
+        return f"<Names of {len(self._sites)} hosts>"
 
     def certificate(self, given: str) -> str:
         """Return the name in the store: `acme/a.test` for `a.test`, for `B.test` beside it, and for `acme/a.test`."""
-        host = normal_host(given)
-        return given if "/" in given else self._names.get(host) or self._by_wildcard(host) or acme_name(host)
+        if "/" in given:
+            return given
+        site = self._serving(normal_host(given))
+        return acme_name(normal_host(given)) if site is None or _has_many(site) else certificate_name(site)
 
-    def _by_wildcard(self, host: str) -> str | None:
-        return self._names.get(f"*.{host.partition('.')[2]}")
+    def site(self, given: str) -> Site | None:
+        """Return the site that has this host, or that is served with the certificate of this name."""
+        kind, slash, rest = given.partition("/")
+        if not slash:
+            return self._serving(normal_host(given))
+        site = self._serving(rest)
+        belongs = site is not None and (kind == "acme" if _has_many(site) else certificate_name(site) == given)
+        return site if belongs else None
+
+    def _serving(self, host: str) -> Site | None:
+        parent = host.partition(".")[2]
+        return self._sites.get(host) or self._sites.get(f"*.{parent}") or self._sites.get("*")
 
 
-def _has_one(site: Site) -> bool:
-    return site.certificate != "on_demand"
+def _has_many(site: Site) -> bool:
+    """Whether the site has one certificate for each host, and none for itself."""
+    return site.certificate == "on_demand"
