@@ -101,6 +101,15 @@ def test_the_log_tells_every_event(caplog: pytest.LogCaptureFixture) -> None:
     }
 
 
+def test_what_expires_is_logged_once_a_day(caplog: pytest.LogCaptureFixture) -> None:
+    clock = [NOW]
+    subject = Events(now=lambda: clock[0])
+    for _ in range(3 * 24):
+        subject.emit("expiring", NAME)
+        clock[0] += timedelta(hours=1)
+    assert len(caplog.records) == 3
+
+
 def test_a_field_with_a_name_of_the_log_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tlsproxy")
     Events().emit("revoked", NAME, name="x", message="y", args="z")

@@ -83,14 +83,22 @@ class Events:
         self._dropped = 0
 
     def emit(self, kind: EventKind | str, certificate: str, **fields: Any) -> None:
-        """Tell what happened to the certificate of this name. Fields are texts, numbers, times, lists of them."""
-        kind = EventKind(kind)
+        """Tell what happened to the certificate of this name. Fields are texts, numbers, times, lists of them.
+
+        `expiring` is a state, and may be told with every look: the log has it when it is due again.
+        """
+        kind, now = EventKind(kind), self._now()
         told = {key: _plain(value) for key, value in fields.items()}
+        is_due = self._throttle.is_due(kind, certificate, now)
         level = logging.WARNING if kind in _ALARMS else logging.INFO
+        if kind is EventKind.EXPIRING and not is_due:
+            level = logging.DEBUG
         extra = {f"{key}_" if key in _TAKEN else key: value for key, value in told.items()}
         logger.log(level, "certificate.%s", kind, extra={"certificate": certificate, **extra})
-        if self._threads is not None:
-            self._enqueue(kind, certificate, told)
+        if is_due and self._has_room(now):
+            self._throttle.count(kind, certificate, now)
+            if self._threads is not None:
+                self._enqueue({**told, "event": str(kind), "certificate": certificate, "ts": _plain(now)})
 
     async def close(self, timeout: float = WEBHOOK_TIMEOUT) -> None:
         """Deliver what waits, as far as that is possible within `timeout` seconds; end the program that runs then."""
@@ -103,16 +111,15 @@ class Events:
         if self._program is not None:
             _stop(self._program)
 
-    def _enqueue(self, kind: EventKind, certificate: str, told: dict[str, Any]) -> None:
-        now = self._now()
-        if not self._throttle.is_due(kind, certificate, now):
-            return
-        if len(self._waiting) >= QUEUE or not self._throttle.has_room(now):
-            self._dropped += 1
-            self._complain("events", "too many at once, some were not told")
-            return
-        self._throttle.count(kind, certificate, now)
-        self._waiting.append({**told, "event": str(kind), "certificate": certificate, "ts": _plain(now)})
+    def _has_room(self, now: datetime) -> bool:
+        if self._threads is None or (len(self._waiting) < QUEUE and self._throttle.has_room(now)):
+            return True
+        self._dropped += 1
+        self._complain("events", "too many at once, some were not told")
+        return False
+
+    def _enqueue(self, event: dict[str, Any]) -> None:
+        self._waiting.append(event)
         if self._delivery is None or self._delivery.done():
             self._delivery = asyncio.get_running_loop().create_task(self._deliver())
 
