@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
@@ -245,7 +245,7 @@ def _identifier_of(document: Mapping[str, Any]) -> str:
 def _retry_in_words(detail: str) -> datetime | None:
     """Read the time that Let's Encrypt also writes into the text ("retry after 2026-11-05 10:05:00 UTC")."""
     found = _RETRY_IN_WORDS.search(detail)
-    return datetime.fromisoformat(found[1]).replace(tzinfo=UTC) if found else None
+    return _instant(f"{found[1]}+00:00") if found else None
 
 
 def _text(value: object) -> str:

@@ -219,9 +219,9 @@ def instant(text: str) -> datetime | None:
     """Return the instant of an RFC 3339 time in UTC, None for what is none."""
     try:
         when = datetime.fromisoformat(text.upper())
-    except ValueError:
+        return when.astimezone(UTC) if when.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return when.astimezone(UTC) if when.tzinfo else None
 
 
 def _text(document: Mapping[str, Any], name: str) -> str:

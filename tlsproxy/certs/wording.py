@@ -279,7 +279,7 @@ _BY_TYPE: dict[str, Reading] = {
         'Choose a CA or profile that does (Let\'s Encrypt, for IP addresses: acme.profile = "shortlived").',
     ),
     "userActionRequired": Reading("the CA waits for a person ({said})", "Do what it asks for, " + _OBTAIN),
-    # types of our own, of transport.py and network.py
+    # types of our own, of transport.py, network.py and validation.py
     "caAnswer": Reading("the CA's answer is not what ACME wants ({said})", "Is acme.directory right? {again}"),
     "caBundle": Reading("acme.ca_bundle can't be used ({said})", "Give a PEM file with the root of your CA."),
     "caCertificate": Reading(
@@ -296,6 +296,10 @@ _BY_TYPE: dict[str, Reading] = {
     "caUnreachable": Reading(
         "the CA can't be reached ({said})",
         "Check this machine's way to the internet (firewall, proxy), and acme.directory. {again}",
+    ),
+    "noChallenge": Reading(
+        "no challenge can be used ({said})",
+        "Allow another one in acme.challenges: wildcards need dns-01 with acme.dns, addresses http-01 or tls-alpn-01.",
     ),
     "eabKey": Reading("acme.eab_hmac_key is not base64", "Copy it again from the CA's web site."),
     # kinds, for types that have no line of their own
