@@ -18,14 +18,17 @@ from tlsproxy.certs.demand import Demand, Refused
 from tlsproxy.certs.dns import lookup_of, provider_of, timeouts_of
 from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.housekeeping import Housekeeping
+from tlsproxy.certs.inflight import OrdersInFlight
 from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.keeper import SCAN, Keeper, Work
+from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.login import LogIns, known_account, opener
 from tlsproxy.certs.ondemand import OnDemand
 from tlsproxy.certs.progress import Progress
 from tlsproxy.certs.quota import QuotaGuard
-from tlsproxy.certs.reporting import Announce, Look, Reporter
-from tlsproxy.certs.revoking import Revoker
+from tlsproxy.certs.reporting import Announce, Reporter
+from tlsproxy.certs.revoking import Busy, Revoker
+from tlsproxy.certs.served import Result, check
 from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.tools import Clock, Tools, utc_now
 from tlsproxy.certs.windows import Windows
@@ -51,10 +54,11 @@ class AcmeManager:
         *,
         announce: Announce,
         refuse: Refused,
-        look: Look | None = None,
+        addresses: Sequence[str] = (),
         now: Clock = utc_now,
     ) -> None:
-        self._settings = settings
+        """`addresses` are those of our https listeners, to look at what is served; none: nobody looks."""
+        self._settings, self._addresses = settings, tuple(addresses)
         self.tools = tools = Tools.make(store, now)
         self.events = Events(settings.events.command, settings.events.webhook.get_secret_value(), now=now)
         self.quota = QuotaGuard(tools, settings.acme.quota)
@@ -67,11 +71,14 @@ class AcmeManager:
             tools, self.shelf, issuer, self.issuers, key_type=settings.acme.key_type, accounts=self.logins.urls
         )
         self._windows = Windows(tools, self.shelf, self.issuers)
-        self.keeper = Keeper(tools, self.shelf, attempts, self._windows, Reporter(announce, self.events, look))
+        self._reporter = Reporter(announce, self.events, self._look if addresses else None)
+        self.keeper = Keeper(tools, self.shelf, attempts, self._windows, self._reporter)
         self._revoker = Revoker(tools, self.shelf, self.issuers)
         self._housekeeping = Housekeeping(tools)
         policy = OnDemand.make(settings.on_demand, settings.sites, now)
         self.demand = Demand(tools, self.shelf, self.keeper, policy, self.wishes, refuse=refuse) if policy else None
+        on_demand = (site for site in settings.sites if site.certificate == "on_demand")
+        self._patterns = frozenset(host for site in on_demand for host in site.hosts)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -115,20 +122,67 @@ class AcmeManager:
             return None
         return await self.keeper.obtain(name, Asked(), progress)
 
-    async def roll_over(self, directory: str = "") -> list[str]:
-        """Replace the keys of our accounts, or of the one at `directory`; return the accounts' URLs.
+    def wants(self, name: str) -> bool:
+        """Tell whether a site wants this certificate; any host of an on-demand site will do for a person."""
+        kind, _, host = name.partition("/")
+        if self.keeper.wanted(name) is None and kind == "acme" and self._may_demand(host):
+            self.keeper.add(self.wishes.of_demand(host))
+        return self.keeper.wanted(name) is not None
+
+    async def notice(self, name: str) -> None:
+        """Somebody else has put a certificate into the store. Raises StoreError."""
+        await self.shelf.reread(name)
+        self.keeper.look_again(name)
+
+    async def remove(self, name: str, progress: Progress) -> None:
+        """Remove a certificate and what is remembered of it; one that a site wants is obtained again. StoreError."""
+
+        async def errand(_: Work) -> None:
+            async with holding(self.tools, name) as lease:
+                if lease is None:
+                    raise Busy(f"{name}: another process works on this certificate now. Try again in a minute.")
+                await self.shelf.remove(name, lease)
+                await self.tools.in_store(OrdersInFlight(self.tools.store).forget, name, lease)
+
+        await self.keeper.run_errand(name, errand, progress)
+        if self.keeper.is_on_demand(name):
+            self.keeper.drop(name)
+        self.keeper.look_again(name)
+
+    async def roll_over(self, directory: str = "") -> list[tuple[str, str]]:
+        """Replace the keys of our accounts, or of the one at `directory`; return directories and accounts' URLs.
 
         Raises AcmeFailure, StoreError.
         """
-        changed = []
+        changed: list[tuple[str, str]] = []
         for issuer in self.issuers:
             account = await self.tools.in_store(known_account, self.tools, issuer)
             if account is None or not account.url or directory not in ("", issuer.directory_url):
                 continue
             open_session = opener(issuer.directory_url, issuer.ca_bundle)
             after = await self.tools.in_thread(accounts.roll_over, self.tools.store, account, open_session)
-            changed.append(after.url)
+            changed.append((issuer.directory_url, after.url))
         return changed
+
+    # --- to look at
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of the certificates wanted are valid, pending (never yet obtained) and failed."""
+        counts, now = {"valid": 0, "pending": 0, "failed": 0}, self.tools.now()
+        for name in self.keeper.names():
+            held = self.shelf.held(name)
+            is_good = held is not None and held.is_valid(now)
+            failing = self.shelf.state(name).last_error is not None or held is not None
+            counts["valid" if is_good else "failed" if failing else "pending"] += 1
+        return counts
+
+    def is_served(self, name: str) -> bool:
+        """Tell whether our listeners serve the certificate, as far as is known."""
+        return name not in self._reporter.mismatched
+
+    async def _look(self, host: str, serial: str) -> Result:
+        networks = self._settings.listen.proxy_protocol
+        return await check(self._addresses, host, serial, networks, executor=self.tools.requests)
 
     # --- by itself
 
@@ -142,15 +196,12 @@ class AcmeManager:
 
     async def _add_demanded(self) -> None:
         """On-demand names are known by their certificates alone: another process may have obtained some."""
-        patterns = {host for site in self._settings.sites if site.certificate == "on_demand" for host in site.hosts}
-        if not patterns:
-            return
-        present = set(await self.tools.in_store(self.tools.store.list))
-        for name in present:
-            kind, _, host = name.partition("/")
-            is_known = self.keeper.wanted(name) is not None
-            if kind == "acme" and not is_known and {host, f"*.{host.partition('.')[2]}", "*"} & patterns:
-                self.keeper.add(self.wishes.of_demand(host))
+        if self._patterns:
+            for name in await self.tools.in_store(self.tools.store.list):
+                self.wants(name)
+
+    def _may_demand(self, host: str) -> bool:
+        return not self._patterns.isdisjoint({host, f"*.{host.partition('.')[2]}", "*"})
 
     async def _learn_accounts(self) -> None:
         """An order may name its predecessor only to the account that has it: that account has to be known."""

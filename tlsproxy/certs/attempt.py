@@ -121,7 +121,7 @@ class Attempts:
         wanted = self._with_accounts(wanted)
         held, state = await self._shelf.reread(wanted.name)
         forced, force = (asked.reason, asked.force) if asked else ("", False)
-        state = self._as_asked(state, asked)
+        state = self._as_asked(state, asked, wanted)
         action = plan(wanted, held, state, self._tools.now(), forced=forced)
         if not isinstance(action, Obtain):
             if asked and asked.by_client:
@@ -161,11 +161,12 @@ class Attempts:
             return Failed(failure, held, after, Wait(self._tools.now() + PAUSE))
         return states.after_rehearsal(state, self._tools.now())
 
-    def _as_asked(self, state: State, asked: Asked | None) -> State:
+    def _as_asked(self, state: State, asked: Asked | None, wanted: Wanted) -> State:
         if asked is None:
             return state
         now = self._tools.now()
-        return states.used(state, now) if asked.by_client else states.by_hand(state, now, force=asked.force)
+        state = state if asked.by_client else states.by_hand(state, now, force=asked.force)
+        return states.used(state, now) if wanted.on_demand else state
 
     def _with_accounts(self, wanted: Wanted) -> Wanted:
         """An order may name its predecessor only to the account that has it (RFC 9773 5)."""

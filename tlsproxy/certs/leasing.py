@@ -22,20 +22,15 @@ RENEWAL = 20.0
 """Seconds: two renewals may fail before the lease runs out, and a killed certifier is waited for one minute."""
 
 
-def lease_name(name: str) -> str:
-    """Return the name of the lease for a certificate."""
-    return f"certificate {name}"
-
-
 @contextlib.asynccontextmanager
 async def holding(
     tools: Tools, name: str, *, life: float = LIFE, renewal: float = RENEWAL
 ) -> AsyncIterator[Lease | None]:
-    """Hold the lease while the block runs; None if somebody alive has it. Raises StoreError.
+    """Hold the lease of a certificate, by its name, while the block runs; None if somebody alive has it. StoreError.
 
     Raises LeaseLost into the block's place when it is lost meanwhile: the block is cancelled where it waits.
     """
-    lease = await tools.in_store(tools.store.acquire, lease_name(name), life)
+    lease = await tools.in_store(tools.store.acquire, name, life)
     if lease is None:
         yield None
         return

@@ -30,9 +30,12 @@ Look = Callable[[str, str], Awaitable[Result]]
 class Reporter:
     """Keeps the contract of the keeper's Audience."""
 
+    # Mutable: mismatched (names that are known to be served with another certificate).
+
     def __init__(self, announce: Announce, events: Events, look: Look | None = None) -> None:
         """Without `look` (no address to connect to) what is served is not looked at."""
         self._announce, self._events, self._look = announce, events, look
+        self.mismatched: set[str] = set()
 
     def changed(self, names: tuple[str, ...]) -> None:
         self._announce(names)
@@ -79,6 +82,7 @@ class Reporter:
         if isinstance(result, Mismatch):
             self._announce((wanted.name,))
             result = await self._look(host, held.serial)
+        self.mismatched.discard(wanted.name)
         match result:
             case Served():
                 progress(Step("served", host, "the new certificate is served"))
@@ -90,4 +94,5 @@ class Reporter:
                     f"{address} still serves serial {serial}, not {held.serial}. Restart the proxy and look at its log."
                 )
                 progress(Step("served", host, error))
+                self.mismatched.add(wanted.name)
                 self._events.emit(EventKind.SERVED_MISMATCH, wanted.name, names=wanted.hosts, error=error)

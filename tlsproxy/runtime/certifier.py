@@ -1,6 +1,7 @@
 """The certifier process, `python -m tlsproxy.runtime.certifier`: control socket in, good certificates out.
 
-Knows the order of its life (Start, drop, prepare, Ready, look again every two seconds), nothing of certificates.
+Knows the order of its life (Start, drop, prepare, Ready, then everything that may wait for a CA), nothing of
+certificates.
 Rules: only names leave it, never keys; it leaves when it is told to or when the supervisor is gone, and no signal but
 SIGKILL ends it; a failure after Ready is logged and tried again.
 """
@@ -20,9 +21,13 @@ from typing import TYPE_CHECKING
 from tlsproxy import logs
 from tlsproxy.certs.manager import CertificateManager
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.runtime.certifier_calls import CertifierCalls
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import (
+    AdminCall,
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     ControlChannel,
     ControlError,
     Drain,
@@ -44,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 POLL_INTERVAL = 2.0
 """Seconds between looks at the certificate files."""
+MARGIN = 0.5
+"""Seconds of a drain that are kept for what comes after the orders, and least seconds for them."""
 ORPHANED = 2.0
 """Seconds to clean up in when the supervisor is gone: nobody waits, but a CA may still look at an answer of ours."""
 
@@ -117,28 +124,42 @@ class Certifier:
     ) -> None:
         self._channel, self._settings, self._store = channel, settings, store
         self._manager, self._addresses = manager, tuple(addresses)
+        self._calls = CertifierCalls(settings, store, channel.send, lambda name: self._announce((name,)))
         self._acme: AcmeManager | None = None
 
     async def serve(self) -> None:
         tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._start_acme())]
+        patience = ORPHANED
         try:
             patience = await self._listen()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        if self._acme is not None:
-            await self._acme.stop(patience)
+            if self._acme is not None:
+                await self._acme.stop(max(patience - MARGIN, MARGIN))
+            await self._calls.close()
         self._channel.send(Drained())
 
     async def _listen(self) -> float:
         """Return the seconds there are to leave in, when it is time. What is meant for workers only is no concern."""
         async for message in self._channel:
-            if isinstance(message, StatsRequest):
-                self._channel.send(Stats(self._manager.stats()))
-            elif isinstance(message, Drain):
-                return self._settings.server.drain if message.timeout is None else message.timeout
+            match message:
+                case StatsRequest():
+                    self._channel.send(Stats(self._manager.stats()))
+                case AdminCall():
+                    self._calls.take(message)
+                case CertificateWanted(host=host, client=client):
+                    self._wish(host, client)
+                case Drain(timeout=timeout):
+                    return self._settings.server.drain if timeout is None else timeout
         return ORPHANED
+
+    def _wish(self, host: str, client: str) -> None:
+        if self._acme is not None and self._acme.demand is not None:
+            self._acme.demand.want(host, client)
+        else:
+            self._refuse(host, "the certifier has just started", MARGIN)
 
     async def _start_acme(self) -> None:
         """Bring in what talks to CAs: after Ready, in a thread, and only for sites that want it. It takes a while."""
@@ -146,14 +167,19 @@ class Certifier:
             return
         try:
             module = await asyncio.to_thread(importlib.import_module, "tlsproxy.certs.acme_manager")
-            acme: AcmeManager = module.AcmeManager(self._settings, self._store, announce=self._announce)
+            acme: AcmeManager = module.AcmeManager(
+                self._settings, self._store, announce=self._announce, refuse=self._refuse, addresses=self._addresses
+            )
             await acme.start()
-            self._acme = acme
+            self._acme = self._calls.acme = acme
         except Exception:
             logger.exception("certifier.acme_failed")
 
     def _announce(self, names: tuple[str, ...]) -> None:
         self._channel.send(CertificatesChanged(names))
+
+    def _refuse(self, host: str, reason: str, seconds: float) -> None:
+        self._channel.send(CertificateRefused(host, reason, seconds))
 
     async def _watch(self) -> None:
         while True:
