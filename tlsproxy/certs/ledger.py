@@ -123,6 +123,20 @@ class Ledger:
         rows = [self._row(bucket, now) for bucket in self._order_buckets(names)]
         return tuple(sorted(rows, key=lambda row: row.used / row.of, reverse=True))
 
+    def usage(self, now: datetime) -> tuple[Budget, ...]:
+        """Return what is used of all limits, as far as anything is, the scarcest first."""
+        if self.limits is None:
+            return ()
+        kinds = self.limits.table.items()
+        rows = [self._row(bucket, now) for kind, limit in kinds for bucket in self._known_buckets(kind, limit)]
+        return tuple(sorted((row for row in rows if row.used), key=lambda row: row.used / row.of, reverse=True))
+
+    def _known_buckets(self, kind: Kind, limit: Limit) -> Iterator[_Bucket]:
+        for key in self.full_at:
+            if key.partition(" ")[0] == kind:
+                subject = key.partition(" ")[2]
+                yield _Bucket(key, limit, f"set {subject[:8]}" if kind == "set" else subject)
+
     def _order_buckets(self, names: Sequence[str], *, renews: bool = False) -> Iterator[_Bucket]:
         if not renews:
             yield from self._buckets("orders")
