@@ -98,11 +98,13 @@ def test_explain(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_quick_start_can_be_checked_and_explained(capsys: Output) -> None:
     options = ["--site", "b.localhost=127.0.0.1:8000", "--https", ":8443", "--http", ":8080", "--workers", "1"]
+    options += ["--email", "ops@example.net"]
     assert cli.main(["check", *options]) == 0
     assert capsys.readouterr().out == "tlsproxy.toml: 1 site, 1 host, 1 route; https on :8443, http on :8080\n"
     assert cli.main(["explain", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'listen.https = [":8443"]  # option --https' in lines
+    assert 'acme.email = "ops@example.net"  # option --email' in lines
     assert 'sites.0.hosts = ["b.localhost"]  # option --site' in lines
     assert not [line for line in lines if "null" in line]
 

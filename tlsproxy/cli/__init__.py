@@ -45,6 +45,7 @@ SiteOption = Annotated[
 ]
 HttpsOption = Annotated[list[str] | None, typer.Option("--https", metavar="ADDR", help="Listen here for https (:443).")]
 HttpOption = Annotated[list[str] | None, typer.Option("--http", metavar="ADDR", help="Listen here for http (:80).")]
+EmailOption = Annotated[str | None, typer.Option("--email", metavar="ADDR", help="Contact for the CA (acme.email).")]
 WorkersOption = Annotated[str | None, typer.Option("--workers", metavar="N", help="Worker processes (auto).")]
 
 
@@ -99,9 +100,10 @@ def run(
     https: HttpsOption = None,
     http: HttpOption = None,
     workers: WorkersOption = None,
+    email: EmailOption = None,
 ) -> None:
     """Serve until told to stop."""
-    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers})
+    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers, "email": email})
     from tlsproxy.runtime import preflight, supervisor
 
     preflight.inspect(loaded)
@@ -115,9 +117,10 @@ def check(
     https: HttpsOption = None,
     http: HttpOption = None,
     workers: WorkersOption = None,
+    email: EmailOption = None,
 ) -> None:
     """Check the configuration and the files it names; takes what `run` takes."""
-    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers})
+    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers, "email": email})
     from tlsproxy.runtime import preflight
 
     for warning in preflight.inspect(loaded):
@@ -132,12 +135,13 @@ def explain(
     https: HttpsOption = None,
     http: HttpOption = None,
     workers: WorkersOption = None,
+    email: EmailOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show every effective value and where it came from; takes what `run` takes."""
     from tlsproxy.settings import explain as explaining
 
-    options = {"site": site, "https": https, "http": http, "workers": workers}
+    options = {"site": site, "https": https, "http": http, "workers": workers, "email": email}
     rows = explaining.explain(load(config, options, require_sites=False))
     if as_json:
         say(json.dumps([{"key": row.key, "value": row.value, "origin": row.origin} for row in rows], indent=2))
