@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tlsproxy.errors import ConfigError
-from tlsproxy.settings import CertificateFiles, Loaded, load, loader
+from tlsproxy.settings import CertificateFiles, Loaded, Settings, load, loader, positions, raw, rules
 from tlsproxy.settings.explain import explain
 
 FILE = """\
@@ -377,3 +377,24 @@ def test_a_site_that_is_none_is_told_once() -> None:
     for text in ("localhost", "localhost=", "=a:1"):
         (problem,) = problems(None, {"site": [text, "b.test=a:1"]})
         assert problem.startswith(f'option --site: "{text}" is not HOST=BACKEND')
+
+
+def test_lines_and_origins_cost_only_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: str) -> dict[positions.Path, int]:
+        raise AssertionError("the lines were looked for")
+
+    monkeypatch.setattr(positions, "scan_positions", refuse)
+    loaded = load_text(FILE)
+    with pytest.raises(AssertionError, match="looked for"):
+        _ = loaded.origins
+
+
+def test_a_child_does_not_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = load_text(FILE).settings.for_child()
+
+    def refuse(data: Mapping[str, Any]) -> list[raw.Fault]:
+        raise AssertionError("the rules were asked")
+
+    monkeypatch.setattr(rules, "find_site_faults", refuse)
+    monkeypatch.setattr(rules, "find_settings_faults", refuse)
+    assert Settings.from_parent(text).server.drain == 5.0
