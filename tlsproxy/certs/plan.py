@@ -95,17 +95,25 @@ def _order(need: str, wanted: Wanted, held: Held | None, state: State, now: date
     willing = [index for index in turns if wanted.issuers[index].label not in state.refused]
     if not willing:
         return Park(f"{need}, but the CA refuses until the configuration is changed, or it is asked for by hand")
-    if state.next_attempt and now < state.next_attempt and not _is_set_back(state, now):
-        count = "1 attempt" if state.attempts == 1 else f"{state.attempts} attempts"
-        return Wait(state.next_attempt, f"{need}, but {count} failed; the next is on {moment(state.next_attempt)}")
-    index = _whose_turn(wanted, willing, state, now)
+    first = _next_attempt(state, now)
+    index = _whose_turn(wanted, willing, state, first)
     issuer = wanted.issuers[index]
-    until = _busy_until(issuer, state, now)
-    if until > now:
+    until = _busy_until(issuer, state, first)
+    if until > first:
         return Wait(until, f"{need}, but there is nothing from {issuer.directory} before {moment(until)}")
+    if first > now:
+        count = "1 attempt" if state.attempts == 1 else f"{state.attempts} attempts"
+        return Wait(first, f"{need}, but {count} failed; the next is on {moment(first)}")
     if state.attempts and issuer.staging and not state.rehearsed:
         return Obtain(need, issuer=index, rehearse=True)
     return Obtain(need, replaces=_replaces(issuer, wanted, held, state), issuer=index)
+
+
+def _next_attempt(state: State, now: datetime) -> datetime:
+    """Return the earliest moment of another attempt, `now` if there is nothing to wait for."""
+    if state.next_attempt is None or _is_set_back(state, now):
+        return now
+    return max(state.next_attempt, now)
 
 
 def _whose_turn(wanted: Wanted, willing: list[int], state: State, now: datetime) -> int:
