@@ -180,7 +180,7 @@ def test_a_forgotten_account_is_registered_again_with_the_same_key(
     assert list(ca.accounts) == [after.url]
     # Another order that failed for the same reason finds the new account and does not register once more.
     assert log_in_as(ca, store, opener, gone=before.url) == after
-    assert ca.count["account"] == 1
+    assert len(ca.accounts) == 1
 
 
 def test_a_closed_account_is_replaced_by_one_with_a_new_key(
@@ -193,6 +193,21 @@ def test_a_closed_account_is_replaced_by_one_with_a_new_key(
     assert after.created == before.created
     assert accounts.load(store, ca.directory) == after
     assert ca.accounts[after.url]["contact"] == ["mailto:a@example.org"]
+
+
+def test_an_account_that_is_found_again_is_no_new_one(
+    ca: CertificateAuthority, store: CertificateStore, opener: Opener
+) -> None:
+    """Its URL was not stored, or somebody has replaced its key while this order went on with the old one."""
+
+    def refuse() -> None:
+        raise AssertionError("nothing is registered here")
+
+    before = log_in_as(ca, store, opener)
+    accounts.forget(store, before)
+    assert log_in_as(ca, store, opener, permit=refuse).url == before.url
+    changed = roll_over(store, before, opener)
+    assert log_in_as(ca, store, opener, permit=refuse, gone=before.url) == changed
 
 
 def test_what_somebody_else_has_mended_is_left_alone(

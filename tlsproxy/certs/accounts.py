@@ -175,9 +175,10 @@ def log_in(
     """Return our account and a session that is ready to order; the caller closes it. May be repeated after a failure.
 
     Registers if need be; `permit` is called before that and may raise AcmeFailure. `gone` is the URL of an account that
-    the CA has just refused to know. Two to six requests.
+    the CA has just refused to know, or by that key. Two to six requests.
     """
-    account = load_or_make(store, authority.directory, authority.kid)
+    found = load(store, authority.directory, authority.kid)
+    account = found or load_or_make(store, authority.directory, authority.kid)
     if gone and account.url == gone:
         account = forget(store, account)
     if account.is_changing:
@@ -185,6 +186,9 @@ def log_in(
     session = open_session(account.key, account.url)
     try:
         session.connect()
+        # A key that was there may have an account all the same: only its URL was not stored, or only its key replaced.
+        if not account.url and found and (url := _find(session)):
+            account = registered(store, account, url, account.email)
         if account.url:
             return _with_contact(store, account, authority.email, session), session
         permit()
@@ -300,13 +304,19 @@ def _account_of(key: AccountKey, open_session: OpenSession) -> str:
     session = open_session(key, "")
     try:
         session.connect()
+        return _find(session)
+    finally:
+        session.close()
+
+
+def _find(session: AcmeSession) -> str:
+    """Return the URL of the session's key's account, "" if the CA knows none, or has closed it."""
+    try:
         return session.find_account()
     except AcmeFailure as failure:
         if failure.kind is not FailureKind.ACCOUNT_GONE:
             raise
         return ""
-    finally:
-        session.close()
 
 
 @contextmanager

@@ -81,6 +81,8 @@ def _read(failure: AcmeFailure) -> Reading:
             if found := pattern.search(failure.detail):
                 return reading(failure, found)
     kind = failure.type if failure.type in _BY_TYPE else str(failure.kind)
+    if failure.step == "rollover" and failure.kind == "refused":
+        kind = "rollover"
     what, todo = _BY_TYPE.get(kind, _UNKNOWN)
     return Reading(
         what.format(said=_said(failure)), todo.format(again=_again(failure), name=failure.identifier or "NAME")
@@ -316,6 +318,9 @@ _BY_TYPE: dict[str, Reading] = {
     "account_gone": Reading("the CA does not know our account any more ({said})", "It is registered again by itself."),
     "already_replaced": Reading("the CA has a successor of this certificate already ({said})", "{again}"),
     "bad_order": Reading("the order is of no use any more ({said})", "A new one is made by itself."),
+    "rollover": Reading(
+        "the CA did not replace the key of the account ({said})", "The key that there is stays in use."
+    ),
     "store": Reading("the certificate store can't be used ({said})", "{again}"),
     "quota": Reading("not asked for: it would exceed what the CA grants ({said})", "{again}"),
     "cancelled": Reading("stopped ({said})", "{again}"),
