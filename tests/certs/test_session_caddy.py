@@ -51,6 +51,13 @@ def test_a_certificate_its_account_and_its_end(ca: CaddyCa, dns: ChallTestSrv, s
         session.revoke(pem, 1)
 
     unready = session.new_order(["unready.test"])
+    challenge = session.fetch_authorization(unready.authorizations[0]).challenges[0]
+    session.answer(challenge)
+    seen = session.fetch_authorization(unready.authorizations[0])
+    looked = next(each for each in seen.challenges if each.url == challenge.url)
+    assert (seen.status, seen.failure, looked.type) == ("pending", None, "dns-01")
+    assert looked.failure
+    assert (looked.failure.kind, looked.failure.identifier) == (FailureKind.VALIDATION, "unready.test")
     with pytest.raises(AcmeFailure) as caught:
         session.finalize(unready, b"")
     assert caught.value.kind is FailureKind.BAD_ORDER
