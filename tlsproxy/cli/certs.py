@@ -125,6 +125,8 @@ def quota(config: ConfigOption = None, socket: SocketOption = None, as_json: Jso
     )
     if as_json:
         say_json(rows)
+    elif not rows:
+        say("nothing is used up")
     else:
         say_table(_QUOTA_COLUMNS, [_quota_cells(row) for row in rows])
 
@@ -155,13 +157,11 @@ def follow(lines: Iterator[Progress | Done], look_later: str) -> Any:
 
 def _work(client: AdminClient, name: str, verb: str, options: Mapping[str, str]) -> None:
     result = follow(client.work("certs", name, verb, options=options), f"certs why {name}")
-    facts = [
-        ("valid until {}", result.get("not_after")),
-        ("issuer {}", _short_issuer(result.get("issuer") or "")),
-        ("serial {}", result.get("serial")),
-    ]
-    said = ", ".join(form.format(fact) for form, fact in facts if fact)
-    say(harmless(f"{result.get('name', name)}: {said or 'done'}"))
+    said = ["revoked"] if result.get("revoked") else []
+    if result.get("not_after"):
+        issuer, serial = _short_issuer(result.get("issuer") or ""), result.get("serial")
+        said.append(f"valid until {result['not_after']}, issuer {issuer}, serial {serial}")
+    say(harmless(f"{result.get('name', name)}: {'; its successor is '.join(said) or 'done'}"))
 
 
 # --- a row of `list`

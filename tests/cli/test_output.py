@@ -1,0 +1,118 @@
+"""Tables, steps and questions, in a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import typer
+
+from tlsproxy.cli import output
+from tlsproxy.cli.output import Cell
+
+Output = pytest.CaptureFixture[str]
+
+
+class Screen(io.StringIO):
+    """Says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def make_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """Be a terminal from here on. No fixture: pytest gives every phase of a test another stdout."""
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return screen
+
+
+def test_a_pipe_gets_tabs(capsys: Output) -> None:
+    output.say_table(["NAME", "STATUS"], [[Cell("a.test"), Cell("valid", "green")], [Cell("b.test"), Cell("")]])
+    assert capsys.readouterr().out == "NAME\tSTATUS\na.test\tvalid\nb.test\t\n"
+
+
+def test_a_terminal_gets_columns_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+    output.say_table(["NAME", "STATUS"], [[Cell("a.test"), Cell("valid", "green")]])
+    assert "\x1b[32mvalid" in screen.getvalue()
+    assert "\t" not in screen.getvalue()
+
+
+def test_what_a_stranger_wrote_is_no_control_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+    nasty = "x\x1b[2J\r\nforged\tline\u202e"
+    output.say_table(["NAME"], [[Cell(nasty)]])
+    with output.steps() as shown:
+        shown.step(nasty)
+    said = screen.getvalue()
+    assert "\x1b[2J" not in said
+    assert "\u202e" not in said
+    assert "forged" in said
+    assert output.harmless(nasty) == "x\\x1b[2J\\r\\nforged\\tline\\u202e"
+
+
+def test_rich_markup_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+    output.say_table(["NAME"], [[Cell("[red]x[/red]")]])
+    with output.steps() as shown:
+        shown.step("[bold]y")
+    assert "[red]x[/red]" in screen.getvalue()
+    assert "[bold]y" in screen.getvalue()
+
+
+def test_fields_stand_below_each_other(capsys: Output) -> None:
+    output.say_fields([("a", "1"), ("long", "2\n3"), ("none", "")])
+    assert capsys.readouterr().out == "a     1\nlong  2\n      3\nnone\n"
+
+
+def test_steps_are_lines_in_a_pipe(capsys: Output) -> None:
+    with output.steps() as shown:
+        shown.step("one")
+        shown.step("two")
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_steps_are_ticked_off_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+    with output.steps() as shown:
+        shown.step("one")
+        shown.step("two")
+    assert screen.getvalue().count("✓") == 2
+
+
+def test_the_step_that_failed_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+
+    def fail() -> None:
+        with output.steps() as shown:
+            shown.step("one")
+            shown.step("two")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (screen.getvalue().count("✓"), screen.getvalue().count("✗")) == (1, 1)
+
+
+def test_nobody_to_ask_is_no_yes(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(typer.Exit) as caught:
+        output.confirm("Really?")
+    assert caught.value.exit_code == 2
+    assert "--yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "goes_on"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_a_person_is_asked(typed: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr("sys.stdin", Screen(typed))
+    if goes_on:
+        output.confirm("Really?")
+    else:
+        with pytest.raises(typer.Exit) as caught:
+            output.confirm("Really?")
+        assert caught.value.exit_code == 1
+    assert capsys.readouterr().err.startswith("Really?")
