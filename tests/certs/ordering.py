@@ -17,6 +17,7 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.job import Job
 from tlsproxy.certs.login import LogIns
+from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.quota import QuotaGuard
 from tlsproxy.certs.tools import Tools
@@ -30,6 +31,7 @@ class RememberingSolver:
 
     kind: str
     wildcards: bool = False
+    fails: bool = False
     present_now: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
 
@@ -40,6 +42,8 @@ class RememberingSolver:
         self, identifier: str, token: str, key_authorization: str, expires: datetime, progress: Progress
     ) -> None:
         assert key_authorization.startswith(f"{token}.")
+        if self.fails:
+            raise AcmeFailure(FailureKind.VALIDATION, detail="not ready", identifier=identifier, step="challenge")
         self.present_now.add(token)
         self.log.append(f"present {identifier}")
 
@@ -67,6 +71,7 @@ class Desk:
     solvers: list[RememberingSolver]
     issuer: AcmeIssuer
     clock: TestClock
+    logins: LogIns
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -78,13 +83,16 @@ class Desk:
 
 
 @contextlib.contextmanager
-def make_desk(store: CertificateStore | None = None, *, quota: str = "auto") -> Iterator[Desk]:
+def make_desk(store: CertificateStore | None = None, *, quota: str = "auto", dns: bool = False) -> Iterator[Desk]:
     clock = TestClock()
     tools = Tools.make(store or open_store("memory:"), clock)
     solvers = [RememberingSolver("tls-alpn-01"), RememberingSolver("http-01")]
+    if dns:
+        solvers.append(RememberingSolver("dns-01", wildcards=True))
     guard = QuotaGuard(tools, quota)
     try:
-        yield Desk(tools, solvers, AcmeIssuer(tools, solvers, guard, LogIns(tools, guard.permit_account)), clock)
+        logins = LogIns(tools, guard.permit_account)
+        yield Desk(tools, solvers, AcmeIssuer(tools, solvers, guard, logins), clock, logins)
     finally:
         tools.close()
 

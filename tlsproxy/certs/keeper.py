@@ -141,7 +141,7 @@ class Keeper:
         while True:
             next_scan = self._tools.now() + SCAN * (0.9 + 0.2 * self._rnd())
             try:
-                await self._scan()
+                await self.look()
             except StoreError as error:
                 advice = f"certificates that are there stay in use; tried again every {SCAN.seconds // 60} minutes"
                 logger.error("certificate.store_failed", extra={"error": str(error), "advice": advice})  # noqa: TRY400
@@ -149,8 +149,8 @@ class Keeper:
                 logger.exception("certificate.scan_failed")
             await self._follow_agenda(next_scan)
 
-    async def _scan(self) -> None:
-        """Look at every plan afresh, with what others have written to the store meanwhile."""
+    async def look(self) -> None:
+        """Look at every plan afresh, with what others have written to the store meanwhile. Raises StoreError."""
         changed = await self._shelf.refresh(self._wanted)
         if changed:
             self._audience.changed(tuple(sorted(changed)))
@@ -318,6 +318,11 @@ class Keeper:
             self._note(wanted)
 
         return errand
+
+    async def settle(self) -> None:
+        """Return when nothing is under way."""
+        while tasks := [work.task for work in self._work.values() if work.task]:
+            await asyncio.wait(tasks)
 
     async def stop(self, patience: float) -> None:
         """Begin nothing new; what is under way may end by itself for half of `patience` seconds, then it is cancelled.
