@@ -258,6 +258,7 @@ class TestLeaving:
         client = Client(scene)
         wait_for(scene, 1)
         end = scene.begin_drain(5.0)
+        scene.tick(after=4.0)
         scene.store.put(f"acme/{HOST}", issued(HOST))  # a worker that leaves hears no messages any more
         assert client.result() == f"(('DNS', '{HOST}'),)"
         assert end.result(5) == 0
