@@ -235,7 +235,7 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(State)]), _JSON))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_record_is_so_damaged_that_it_can_not_be_read(record: dict[str, Any]) -> None:
     state = State.from_record(record)
     assert State.from_record(state.to_record()) == state

@@ -23,7 +23,7 @@ def due(life: timedelta, days: float = 400) -> tuple[int, int]:
 
 def check(year: Year, *, extra: int = 0, failures: int = 0, patience: timedelta = SOON) -> None:
     """`extra` certificates and `failures` failed orders of one name are what this world may cost."""
-    least, most = due(year.world.life)
+    least, most = due(year.world.life, year.world.days)
     for name, count in year.issued.items():
         assert count <= most + extra, f"{name}: {count} certificates"
         assert year.orders[name] <= count + failures, f"{name}: {year.orders[name]} orders for {count} certificates"
@@ -56,7 +56,7 @@ def test_a_third_of_all_attempts_fails(life: timedelta) -> None:
     check(year, failures=due(life)[1] + 6)
 
 
-@pytest.mark.parametrize("hours", [3, 30, 70])
+@pytest.mark.parametrize("hours", [3, 70])
 @pytest.mark.parametrize("life", LIVES[:2])
 def test_a_ca_that_is_down_for_hours_and_days(life: timedelta, hours: float) -> None:
     outages = regular(1, 11, hours * HOUR)
@@ -150,22 +150,22 @@ def test_windows_that_move_with_each_look(life: timedelta) -> None:
 @pytest.mark.parametrize("life", [160 * HOUR, 90 * DAY])
 def test_a_ca_that_wants_renewal_whatever_it_issues(life: timedelta) -> None:
     """A window that is always over must not become an order each time it is looked at."""
-    year = Year(World(life, window=lambda held, now: (now - 2 * DAY, now - DAY))).run()
+    year = Year(World(life, window=lambda held, now: (now - 2 * DAY, now - DAY), days=100)).run()
     gap = min(DAY, life / 20)
-    assert max(year.issued.values()) <= 400 * DAY / gap + 1
+    assert max(year.issued.values()) <= 100 * DAY / gap + 1
     assert year.over_limit == 0
     assert year.unserved(SOON) == []
 
 
 @pytest.mark.parametrize("life", [160 * HOUR, 90 * DAY])
 def test_renewal_information_that_can_hardly_be_had(life: timedelta) -> None:
-    year = Year(World(life, ari_failure_rate=0.9)).run()
+    year = Year(World(life, ari_failure_rate=0.9, days=100)).run()
     check(year)
-    assert year.window_fetches < 400 * 24 * 2 * len(year.world.names)
+    assert year.window_fetches < 100 * 24 * 2 * len(year.world.names)
 
 
 @pytest.mark.parametrize("life", [160 * HOUR, 90 * DAY])
-@pytest.mark.parametrize("leap", [-40 * DAY, -2 * DAY, -3 * HOUR, 3 * HOUR, 2 * DAY, 40 * DAY])
+@pytest.mark.parametrize("leap", [-40 * DAY, -3 * HOUR, 2 * DAY, 40 * DAY])
 def test_clocks_that_leap(life: timedelta, leap: timedelta) -> None:
     """For a day every month the clock is wrong by `leap`; our own idea of time costs a few certificates at most."""
     wrong = regular(20, 30, DAY)

@@ -150,7 +150,7 @@ class Year:
         self._held: dict[str, Held] = {}
         self._expires: dict[str, datetime] = dict.fromkeys(self._wanted, NEVER)
         self._replaced: set[str] = set()
-        self._states: dict[str, str] = {}
+        self._states: dict[str, State] = {}
         self._ledger: dict[str, Any] = {}
 
     def run(self) -> "Year":
@@ -292,10 +292,11 @@ class Year:
     # --- the store
 
     def _state(self, name: str) -> State:
-        return State.from_record(json.loads(self._states.get(name, "{}")))
+        return self._states.get(name, State())
 
     def _keep(self, name: str, state: State) -> None:
-        self._states[name] = json.dumps(state.to_record())
+        """Remember nothing but what the record brings back: a restart after each step."""
+        self._states[name] = State.from_record(json.loads(json.dumps(state.to_record())))
 
 
 def permit(refusal: Refusal | None) -> None:
