@@ -176,13 +176,20 @@ class Keeper:
                 pass
 
     def _attend(self, name: str) -> None:
-        """Begin what is due for a name, or note when it will be."""
+        """Begin what is due for a name, or note when it will be. A flaw in one plan leaves the others alone."""
         wanted = self._wanted.get(name)
         if wanted is None or name in self._work or self._is_stopping:
             return
         if problem := self._shelf.problem(name):
             logger.error("certificate.unreadable", extra={"certificate": name, "error": problem})
             return
+        try:
+            self._do_what_is_due(wanted)
+        except Exception:
+            logger.exception("certificate.plan_failed", extra={"certificate": name})
+
+    def _do_what_is_due(self, wanted: Wanted) -> None:
+        name = wanted.name
         if isinstance(self._plan(wanted), Obtain):
             self._begin(name, self._order(wanted, None), is_order=True)
         elif ari_due(self._shelf.state(name), self._shelf.held(name), self._tools.now()):

@@ -23,18 +23,16 @@ RENEWAL = 20.0
 
 
 @contextlib.asynccontextmanager
-async def holding(
-    tools: Tools, name: str, *, life: float = LIFE, renewal: float = RENEWAL
-) -> AsyncIterator[Lease | None]:
+async def holding(tools: Tools, name: str) -> AsyncIterator[Lease | None]:
     """Hold the lease of a certificate, by its name, while the block runs; None if somebody alive has it. StoreError.
 
     Raises LeaseLost into the block's place when it is lost meanwhile: the block is cancelled where it waits.
     """
-    lease = await tools.in_store(tools.store.acquire, name, life)
+    lease = await tools.in_store(tools.store.acquire, name, LIFE)
     if lease is None:
         yield None
         return
-    keeper = _Keeper(tools, lease, life, renewal)
+    keeper = _Keeper(tools, lease)
     try:
         async with keeper:
             yield lease
@@ -48,8 +46,8 @@ class _Keeper:
 
     # Mutable: is_lost, _renewing.
 
-    def __init__(self, tools: Tools, lease: Lease, life: float, renewal: float) -> None:
-        self._tools, self._lease, self._life, self._renewal = tools, lease, life, renewal
+    def __init__(self, tools: Tools, lease: Lease) -> None:
+        self._tools, self._lease = tools, lease
         self._worker = asyncio.current_task()
         self.is_lost = False
 
@@ -66,9 +64,9 @@ class _Keeper:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(self._renewal)
+            await asyncio.sleep(RENEWAL)
             try:
-                await self._tools.in_store(self._tools.store.renew, self._lease, self._life)
+                await self._tools.in_store(self._tools.store.renew, self._lease, LIFE)
             except LeaseLost:
                 self.is_lost = True
                 if self._worker:
