@@ -29,7 +29,7 @@ import socket
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,12 +68,20 @@ class _Daemon:
                 [self._program, *options], stdout=log, stderr=log, env={**os.environ, **(environment or {})}
             )
 
-    def _is_up(self, port: int) -> bool:
+    def _is_up(self, port: int, host: str = LOOPBACK) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"{self._program} has ended:\n{self.output}"
-        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return True
         return False
+
+    def _await(self, condition: Callable[[], bool]) -> None:
+        """Wait until it answers. One that does not is ended: nobody else knows of it yet."""
+        try:
+            until(condition, f"{self._program} answers")
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it and wait for that. May be called twice."""
@@ -86,18 +94,21 @@ class _Daemon:
 class ChallTestSrv(_Daemon):
     """pebble-challtestsrv: a DNS server with records to order, and servers that answer challenges.
 
-    `address` is what Pebble and resolvers are given, "127.0.0.1:PORT" (UDP and TCP); `port` the port alone.
+    `address` is what Pebble and resolvers are given, "127.0.0.1:PORT" (UDP and TCP) unless told; `port` the port alone.
     `ipv4`, `ipv6` are what any name without records of its own resolves to; "" for none.
     """
 
-    def __init__(self, folder: Path, *, ipv4: str = LOOPBACK, ipv6: str = "::1") -> None:
+    def __init__(
+        self, folder: Path, *, ipv4: str = LOOPBACK, ipv6: str = "::1", host: str = LOOPBACK, port: int = 0
+    ) -> None:
         super().__init__("pebble-challtestsrv", folder / "dns.log")
-        self.port, self.management_port, self.http_port, self.tls_port = (free_port() for _ in range(4))
+        self.host, self.port = host, port or free_port()
+        self.management_port, self.http_port, self.tls_port = (free_port() for _ in range(3))
         self._defaults = (ipv4, ipv6)
 
     @property
     def address(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def start(self) -> Self:
         ipv4, ipv6 = self._defaults
@@ -106,8 +117,8 @@ class ChallTestSrv(_Daemon):
             *("-http01", _on_both(self.http_port), "-tlsalpn01", _on_both(self.tls_port)),
             *("-defaultIPv4", ipv4, "-defaultIPv6", ipv6),
         )
-        ports = (self.port, self.management_port, self.http_port, self.tls_port)
-        until(lambda: all(self._is_up(port) for port in ports), "pebble-challtestsrv answers")
+        ports = (self.management_port, self.http_port, self.tls_port)
+        until(lambda: self._is_up(self.port, self.host) and all(map(self._is_up, ports)), "pebble-challtestsrv answers")
         return self
 
     def __enter__(self) -> Self:
@@ -206,12 +217,22 @@ class Pebble(_Daemon):
     def directory(self) -> str:
         return f"https://{LOOPBACK}:{self.port}/dir"
 
+    @property
+    def orders(self) -> int:
+        """How many orders were made, those before a restart included."""
+        return self.output.count("Added order ")
+
+    @property
+    def accounts(self) -> int:
+        """How many accounts were made, those before a restart included."""
+        return self.output.count(" accounts in memory")
+
     def start(self) -> Self:
         options = ["-config", str(self._write_config())]
         options += ["-dnsserver", self.dns] if self.dns else []
         options += ["-strict"] if self.strict else []
         self._start(*options, environment=self._environment())
-        until(lambda: self._is_up(self.port) and self._is_up(self.management_port), "pebble answers")
+        self._await(lambda: self._is_up(self.port) and self._is_up(self.management_port))
         return self
 
     def restart(self) -> Self:
