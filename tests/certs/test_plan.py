@@ -246,7 +246,7 @@ def test_a_rehearsal_that_fails_costs_the_real_ca_nothing() -> None:
     assert state.attempts == 6
 
 
-@pytest.mark.parametrize("kind", [FailureKind.UNREACHABLE, FailureKind.BUSY, RATE_LIMITED, REFUSED])
+@pytest.mark.parametrize("kind", [FailureKind.UNREACHABLE, FailureKind.BUSY, FailureKind.QUOTA, RATE_LIMITED, REFUSED])
 def test_the_staging_cas_own_trouble_keeps_nobody_from_the_real_one(kind: FailureKind) -> None:
     state = failed(VALIDATION)
     now = BORN + HOUR
@@ -287,8 +287,14 @@ def test_retry_after_wins_even_over_a_changed_configuration_and_a_person(forced:
 
 
 def test_only_force_overrides_what_the_ca_said() -> None:
-    state = by_hand(failed(AcmeFailure(RATE_LIMITED, retry_at=at(2))), at(1), force=True)
-    assert isinstance(plan(WANTED, None, state, at(1), forced="asked for by hand"), Obtain)
+    state = failed(AcmeFailure(RATE_LIMITED, retry_at=at(2)))
+    forced = by_hand(state, at(1), force=True)
+    assert plan(WANTED, None, forced, at(1), forced="asked for by hand") == Obtain("asked for by hand")
+
+
+def test_who_asks_by_hand_after_a_failure_has_it_rehearsed_too() -> None:
+    state = by_hand(failed(VALIDATION), BORN)
+    assert plan(WANTED, None, state, BORN, forced="asked for by hand") == Obtain("asked for by hand", rehearse=True)
 
 
 # --- several CAs

@@ -1,8 +1,8 @@
 """The internal CA: a root of our own that signs certificates for names no public CA knows (localhost, *.test).
 
-Knows: X.509 profiles, what is due (plan.py), where root and leaves lie in the store. Does not know: sites, processes,
-how a root gets into a trust store (trust.py). Rules: the root's key never leaves the store; every leaf has a new key;
-whoever makes something does it inside `store.exclusive()` and looks again first.
+Knows: X.509 profiles, what is due (plan_internal.py), where root and leaves lie in the store. Does not know: sites,
+processes, how a root gets into a trust store (trust.py). Rules: the root's key never leaves the store; every leaf has a
+new key; whoever makes something does it inside `store.exclusive()` and looks again first.
 """
 
 import ipaddress

@@ -151,13 +151,13 @@ def after_failure(
         return state
     state = _noted(as_configured(state, wanted), failure, action, wanted, now)
     directory = _directory(wanted, action)
-    if failure.kind is FailureKind.QUOTA:
-        return _busy(state, directory, failure.retry_at or now + _OWN_WAIT, now)
     if action.replaces and _blames_replaces(failure):
         return replace(state, no_replaces=action.replaces, next_attempt=None)
     if action.rehearse and failure.kind is not FailureKind.VALIDATION:
         # The staging CA's own trouble, or its own rules: only the real one decides.
         return replace(state, rehearsed=True, next_attempt=None)
+    if failure.kind is FailureKind.QUOTA:
+        return _busy(state, directory, failure.retry_at or now + _OWN_WAIT, now)
     if failure.retry_at:
         state = _busy(state, directory, failure.retry_at, now)
     return _failed_with(_counted(state, failure, held, now, rnd), failure, action, wanted)
@@ -192,13 +192,14 @@ def after_success(
 def by_hand(state: State, now: datetime, *, force: bool = False) -> State:
     """Return the state after a person has asked for a certificate: parked and waiting are over.
 
-    What the CA asked to wait for stays, except with `force`.
+    What the CA asked to wait for stays, except with `force`; that also leaves the rehearsal out.
     """
     return replace(
         state,
         next_attempt=None,
         refused=(),
         busy={} if force else state.busy,
+        rehearsed=force or state.rehearsed,
         history=_added(state, Event(now, "asked", "asked for by hand")),
     )
 
