@@ -52,7 +52,7 @@ KINDS = (
     *("finalize", "certificate", "renewal-info", "revoke", "key-change"),
 )
 FETCH = "fetch"
-"""No request but a place for a gate: the CA's own look at an http-01 answer. Before: connected, it has not asked yet."""
+"""No request but a place for a gate: the CA's look at an http-01 answer. Before: connected, it has not asked yet."""
 
 
 @dataclass
