@@ -351,6 +351,25 @@ def test_an_order_that_was_stopped_is_taken_up_by_the_next(house: House, ca: Cer
     assert (ca.count["order"], ca.count["finalize"]) == (1, 1)
 
 
+def test_the_last_stop_invites_no_look_at_a_closed_port(house: House, ca: CertificateAuthority) -> None:
+    """The workers have left: what the CA is told now it looks for in vain, and counts."""
+
+    async def stopped() -> None:
+        loop, reached = asyncio.get_running_loop(), asyncio.Event()
+        ca.when("authorization", lambda: loop.call_soon_threadsafe(reached.set))
+        await house.keeper.look()
+        await reached.wait()
+        await house.keeper.stop(20.0, is_last=True)
+
+    asyncio.run(stopped())
+    assert (ca.count["order"], ca.count["challenge"]) == (1, 0)
+    with make_house(ca, store=house.store) as again:
+        again.want("a.test")
+        asyncio.run(again.look())
+    assert house.serial(NAME)
+    assert ca.count["order"] == 1
+
+
 def test_a_stop_lets_end_what_ends_soon(house: House, ca: CertificateAuthority) -> None:
     async def story() -> None:
         await house.keeper.look()

@@ -89,14 +89,17 @@ class AcmeManager:
             await self._add_demanded()
         self._tasks = [asyncio.create_task(self.keeper.run()), asyncio.create_task(self._keep_house())]
 
-    async def stop(self, patience: float) -> None:
-        """End within about `patience` seconds: orders that can't be finished are cleaned up and left for the next."""
+    async def stop(self, patience: float, *, is_last: bool = False) -> None:
+        """End within about `patience` seconds: orders that can't be finished are cleaned up and left for the next.
+
+        `is_last`: no worker answers a CA any more.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.demand:
             await self.demand.close()
-        await self.keeper.stop(patience)
+        await self.keeper.stop(patience, is_last=is_last)
         await self.events.close(min(patience, 1.0))
         self._windows.close()
         self.tools.close()

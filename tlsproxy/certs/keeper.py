@@ -331,16 +331,20 @@ class Keeper:
         while tasks := [work.task for work in self._work.values() if work.task]:
             await asyncio.wait(tasks)
 
-    async def stop(self, patience: float) -> None:
-        """Begin nothing new; what is under way may end by itself for half of `patience` seconds, then it is cancelled.
+    async def stop(self, patience: float, *, is_last: bool = False) -> None:
+        """Begin nothing new, and be done with what is under way after `patience` seconds.
 
-        A cancelled order is cleaned up and taken up again by the next certifier.
+        For half of them it may end by itself, then it is cancelled: cleaned up, and taken up by the next certifier.
+        `is_last`: cancelled at once. No worker answers the CA any more, and a look at a closed port is a failed
+        validation, which the CA counts.
         """
         self._is_stopping = True
         tasks = [work.task for work in self._work.values() if work.task]
         if not tasks:
             return
-        _, pending = await asyncio.wait(tasks, timeout=patience / 2)
+        pending = set(tasks)
+        if not is_last:
+            _, pending = await asyncio.wait(tasks, timeout=patience / 2)
         for task in pending:
             task.cancel()
         if pending:

@@ -129,20 +129,21 @@ class Certifier:
 
     async def serve(self) -> None:
         tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._start_acme())]
-        patience = ORPHANED
+        drain = Drain(ORPHANED, last=True)
         try:
-            patience = await self._listen()
+            drain = await self._listen()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             if self._acme is not None:
-                await self._acme.stop(max(patience - MARGIN, MARGIN))
+                patience = self._settings.server.drain if drain.timeout is None else drain.timeout
+                await self._acme.stop(max(patience - MARGIN, MARGIN), is_last=drain.last)
             await self._calls.close()
         self._channel.send(Drained())
 
-    async def _listen(self) -> float:
-        """Return the seconds there are to leave in, when it is time. What is meant for workers only is no concern."""
+    async def _listen(self) -> Drain:
+        """Return how to leave, when it is time. What is meant for workers only is no concern."""
         async for message in self._channel:
             match message:
                 case StatsRequest():
@@ -151,9 +152,9 @@ class Certifier:
                     self._calls.take(message)
                 case CertificateWanted(host=host, client=client):
                     self._wish(host, client)
-                case Drain(timeout=timeout):
-                    return self._settings.server.drain if timeout is None else timeout
-        return ORPHANED
+                case Drain():
+                    return message
+        return Drain(ORPHANED, last=True)
 
     def _wish(self, host: str, client: str) -> None:
         if self._acme is not None and self._acme.demand is not None:
