@@ -61,6 +61,13 @@ LOOKS = [
         "no route to host). Remove the AAAA record or open port 5002 there.",
     ),
     (
+        "connection",  # Pebble; Go's words for a server that takes the connection and says nothing
+        f'Get "{PATH}x": context deadline exceeded (Client.Timeout exceeded while awaiting headers)',
+        "",
+        f"the CA could not reach {PATH}… (connected, but no answer in time). "
+        "Open port 80 there, in the firewall and in whatever forwards to this proxy.",
+    ),
+    (
         "unauthorized",  # Pebble
         "Failed to connect to [::1]:5001 for the tls-alpn-01 challenge",
         "::1",

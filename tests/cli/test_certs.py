@@ -71,6 +71,7 @@ def test_show_knows_a_certificate_by_all_its_names(held: CertificateStore, name:
     bundle = held.get("acme/api.example.com")
     assert bundle is not None
     assert bundle.fingerprint in said
+    assert "\nchain         subject " in said
     assert "PRIVATE" not in said
 
 

@@ -56,6 +56,7 @@ _CHALLENGES = "/.well-known/acme-challenge/"
 _DIALLED_PORT = re.compile(r"(?:dial tcp|connect to|from) (?:\[[0-9a-f:.]+\]|[\d.]+):(\d+)")
 _REASONS = {
     "connection refused": "connection refused",
+    "awaiting headers": "connected, but no answer in time",
     "timeout during connect|i/o timeout|connection timed out|deadline exceeded": "no answer, as behind a firewall",
     "timeout after connect": "connected, but no answer in time",
     "connection reset": "connection reset",
@@ -240,7 +241,8 @@ _BY_WORDS: list[tuple[re.Pattern[str], Callable[[AcmeFailure, re.Match[str]], Re
         (r"Server only speaks HTTP, not TLS|tls: [\w ]+|ALPN", _not_our_tls),
         (r"(?i)external account|\bEAB\b|\bHMAC\b", _wrong_binding),
         (
-            r"(?i)Fetching http|failed to connect|dial tcp|connection (?:refused|reset)|timeout (?:during|after)",
+            r"(?i)Fetching http|failed to connect|dial tcp|connection (?:refused|reset)|timeout (?:during|after)|"
+            r"deadline exceeded",
             _unreachable,
         ),
     )

@@ -222,13 +222,13 @@ def _day(text: str | None) -> str:
 def _in_words(value: Any) -> str:
     """Return JSON as a person reads it: one line for each item of a list."""
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
             return "-"
         case bool():
             return "yes" if value else "no"
         case list():
             return "\n".join(_in_words(item).replace("\n", ", ") for item in value)
         case dict():
-            return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
+            return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items()) or "-"
         case _:
             return str(value)
