@@ -270,7 +270,7 @@ class CertificateAuthority:
                 self.payloads[kind].append(payload)
                 if kind == "account":
                     return self._register(header["jwk"], payload)
-                account = header["kid"]
+                account = header.get("kid", "")  # "": revocation with the key of the certificate itself
                 step: Callable[[str, str, Any], Reply] = getattr(self, "_" + kind.replace("-", "_"))
                 return step(account, name, payload)
             except Problem as problem:
