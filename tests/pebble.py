@@ -168,7 +168,9 @@ class ChallTestSrv(_Daemon):
         self._post("add-tlsalpn01", {"host": host, "content": key_authorization})
 
     def _set_or_clear(self, kind: str, host: str, addresses: list[str]) -> None:
-        self._post(f"{'add' if addresses else 'clear'}-{kind}", {"host": _absolute(host), "addresses": addresses})
+        self._post(f"clear-{kind}", {"host": _absolute(host)})
+        if addresses:
+            self._post(f"add-{kind}", {"host": _absolute(host), "addresses": addresses})
 
     def _post(self, action: str, body: Mapping[str, Any]) -> None:
         url = f"http://{LOOPBACK}:{self.management_port}/{action}"
