@@ -234,7 +234,10 @@ class Front:
 
     def _backend(self, url: str, most_idle: int) -> Backend:
         """Routes that name the same backend share its pool and what is known of its health."""
-        return self._backends.setdefault(url, Backend(url, most_idle=most_idle))
+        backend = self._backends.get(url)
+        if backend is None:
+            backend = self._backends[url] = Backend(url, most_idle=most_idle)
+        return backend
 
     def _may_share(self, info: ConnectionInfo, host: str) -> bool:
         return info.policy is not None and self.contexts.may_serve(info.policy, info.sni or info.address, host)
