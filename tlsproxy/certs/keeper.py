@@ -85,7 +85,8 @@ Errand = Callable[[Work], Awaitable[Outcome | None]]
 class Keeper:
     """One per certifier: `want` what the settings say, then `run` until cancelled, then `stop`."""
 
-    # Mutable: _wanted (by name), _agenda, _work (by name), _is_stopping; _wake is set whenever there is something new.
+    # Mutable: _wanted (by name), _agenda, _work (by name), _is_stopping, _has_looked; _wake is set whenever there is
+    # something new.
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Keeper:
         self._orders = asyncio.Semaphore(PARALLEL)
         self._questions = asyncio.Semaphore(PARALLEL)
         self._wake = asyncio.Event()
-        self._is_stopping = False
+        self._is_stopping = self._has_looked = False
 
     def __repr__(self) -> str:
         return f"<Keeper {len(self._wanted)} wanted, {len(self._work)} under way>"
@@ -152,8 +153,9 @@ class Keeper:
     async def look(self) -> None:
         """Look at every plan afresh, with what others have written to the store meanwhile. Raises StoreError."""
         changed = await self._shelf.refresh(self._wanted)
-        if changed:
+        if changed and self._has_looked:  # at first all of them are new to us, and to nobody else
             self._audience.changed(tuple(sorted(changed)))
+        self._has_looked = True
         self._agenda.clear()
         for number, wanted in enumerate(tuple(self._wanted.values())):
             if number % _BREATH == _BREATH - 1:
