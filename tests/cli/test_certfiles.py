@@ -136,17 +136,28 @@ def test_a_better_one_is_not_replaced_by_accident(store: CertificateStore, capsy
     assert bundle.serial == f"{leaf.certificate.serial_number:x}"
 
 
-@pytest.mark.parametrize("command", [IMPORT, ["admin", "certs", "remove", "api.example.com", "--yes", "--force"]])
-def test_an_order_that_is_under_way_is_not_crossed(command: list[str], store: CertificateStore, capsys: Output) -> None:
-    given(*API)
-    store.put("acme/api.example.com", issue(*API, days=(-1, 3)).bundle())
+def test_an_order_that_is_under_way_does_not_keep_an_import_out(store: CertificateStore, capsys: Output) -> None:
+    leaf = given(*API)
     lease = store.acquire("acme/api.example.com")
     assert lease is not None
+    assert cli.main(IMPORT) == 0
+    assert "is being obtained for it right now, which will take this one's place" in capsys.readouterr().err
+    bundle = store.get("acme/api.example.com")
+    assert bundle is not None
+    assert bundle.serial == f"{leaf.certificate.serial_number:x}"
+    store.renew(lease)
+
+
+def test_nothing_is_removed_from_under_an_order(store: CertificateStore, capsys: Output) -> None:
+    command = ["admin", "certs", "remove", "old.test", "--yes"]
+    store.put("acme/old.test", issue("old.test").bundle())
+    lease = store.acquire("acme/old.test")
+    assert lease is not None
     assert cli.main(command) == 1
-    assert "being obtained for it right now" in capsys.readouterr().err
+    assert "is being obtained for it right now. Try again" in capsys.readouterr().err
     store.release(lease)
     assert cli.main(command) == 0
-    assert store.acquire("acme/api.example.com") is not None
+    assert store.acquire("acme/old.test") is not None
 
 
 def test_what_root_imports_belongs_to_the_stores_owner(store: CertificateStore, folder: Path) -> None:

@@ -7,9 +7,10 @@ in use is removed without being asked to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ from tlsproxy.errors import CertificateError, NotRunning, StoreError, TlsproxyEr
 if TYPE_CHECKING:
     from tlsproxy.certs.catalogue import Catalogue
     from tlsproxy.settings import Site
-    from tlsproxy.store.base import CertificateStore
+    from tlsproxy.store.base import CertificateStore, Lease
     from tlsproxy.store.bundle import Bundle
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A host of the site, or acme/HOST.")]
@@ -141,19 +142,18 @@ def _nobody(bundle: Bundle, sites: Sequence[Site], candidates: Sequence[Site]) -
 
 
 def _put(store: CertificateStore, name: str, bundle: Bundle, *, force: bool) -> None:
-    lease = store.acquire(name, _LEASE_TIME)
-    if lease is None:
-        raise StoreError(f"{name}: a certificate is being obtained for it right now. Wait for that, then import again.")
-    try:
+    with _lease(store, name) as lease:
         held = store.get(name)
         if held and held.not_after > bundle.not_after and not force:
             raise CertificateError(
                 f"{name}: the certificate in the store is valid for longer, until {_written(held.not_after)}. "
                 "Say --force if this one shall take its place."
             )
+        # Without the lease as well: an order may be under way for as long as its CA is out of reach, and that is when
+        # certificates are imported.
         store.put(name, bundle, lease)
-    finally:
-        store.release(lease)
+    if lease is None:
+        complain(f"{name}: another certificate is being obtained for it right now, which will take this one's place")
 
 
 def _announce(target: Target, name: str) -> None:
@@ -232,14 +232,27 @@ def _removable(catalogue: Catalogue, name: str, *, force: bool) -> str:
 
 
 def _delete(store: CertificateStore, name: str) -> None:
-    lease = store.acquire(name, _LEASE_TIME)
-    if lease is None:
-        raise StoreError(f"{name}: a certificate is being obtained for it right now. Wait for that, then try again.")
-    try:
+    with _lease(store, name) as lease:
+        if lease is None:
+            raise StoreError(
+                f"{name}: a certificate is being obtained for it right now. Try again when that has ended."
+            )
         store.delete(name, lease)
         store.delete_record("state", name, lease)
+
+
+# --- shared
+
+
+@contextlib.contextmanager
+def _lease(store: CertificateStore, name: str) -> Iterator[Lease | None]:
+    """Keep orders for this certificate off meanwhile; None if one is under way."""
+    lease = store.acquire(name, _LEASE_TIME)
+    try:
+        yield lease
     finally:
-        store.release(lease)
+        if lease is not None:
+            store.release(lease)
 
 
 def _written(when: datetime) -> str:
