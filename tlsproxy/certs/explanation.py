@@ -150,7 +150,7 @@ def _decision_words(answer: dict[str, Any]) -> str:
     what, when = answer["next"]["what"], answer["next"]["when"]
     reason = answer["reason"]
     if answer["decision"] == "wait":
-        return f"Nothing to do now: {reason}. Next, on {_at(when)}: {what}."
+        return f"It waits until {_at(when)}: {reason}. Then {what}."
     if answer["decision"] == "obtain":
         return f"A certificate is due: {reason}. Next, as soon as the proxy runs: {what}."
     return f"Nothing is done: {reason}. Next: {what}."
