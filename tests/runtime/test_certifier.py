@@ -8,12 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue, replace, write_pair
 from tlsproxy.runtime.control import (
+    AdminCall,
+    AdminProgress,
+    AdminResult,
+    CertificateRefused,
     CertificatesChanged,
+    CertificateWanted,
     Drain,
     Drained,
     Failed,
@@ -151,3 +158,75 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)  # what is waited for is a line in a file that another process writes
+
+
+# --- certificates of a CA
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[CertificateAuthority]:
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    with CertificateAuthority(folder) as ca:
+        yield ca
+
+
+def acme_start(tmp_path: Path, ca: CertificateAuthority, **more: Any) -> Start:
+    acme = {"directory": ca.directory, "ca_bundle": str(ca.ca_bundle)}
+    store, backends = {"url": f"file://{tmp_path / 'store'}"}, ["http://127.0.0.1:1"]
+    sites = [{"hosts": ["a.test"], "certificate": "acme", "backends": backends}]
+    values = {"acme": acme, "store": store, "log": {"format": "json"}, "sites": sites, **more}
+    return Start(settings=Settings.model_validate(values).for_child())
+
+
+def hear_only(certifier: Certifier, kind: type[Message]) -> Message:
+    """Return the next message of this kind; what else is said is not of interest."""
+    while not isinstance(message := certifier.hear(), kind):
+        assert message is not None, certifier.log.read_text()
+    return message
+
+
+def test_it_is_ready_before_any_ca_is_asked(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
+    ca.hangs("directory", 100)
+    become_ready(certifier, acme_start(tmp_path, ca))
+    _until(lambda: ca.count["directory"] > 0)
+    certifier.say(AdminCall(1, "status"))
+    answer = hear_only(certifier, AdminResult)
+    assert isinstance(answer, AdminResult)
+    assert answer.body == {"state": "running", "valid": 0, "pending": 1, "failed": 0}
+    certifier.say(Drain(2.0))
+    hear_only(certifier, Drained)
+    assert certifier.end() == 0
+
+
+def test_it_obtains_and_announces(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
+    become_ready(certifier, acme_start(tmp_path, ca))
+    assert hear_only(certifier, CertificatesChanged) == CertificatesChanged(("acme/a.test",))
+    assert open_store(f"file://{tmp_path / 'store'}").get("acme/a.test")
+    certifier.say(AdminCall(1, "renew", "a.test"))
+    steps = [hear_only(certifier, AdminProgress) for _ in range(4)]
+    assert all(isinstance(step, AdminProgress) and step.id == 1 for step in steps)
+    hear_only(certifier, AdminResult)
+    assert "PRIVATE" not in certifier.log.read_text()
+
+
+def test_it_cleans_up_when_it_is_told_to_leave(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
+    ca.hangs("challenge")
+    become_ready(certifier, acme_start(tmp_path, ca))
+    _until(lambda: ca.count["challenge"] > 0)
+    store = open_store(f"file://{tmp_path / 'store'}")
+    assert len(store.list_records("challenges")) == 1
+    certifier.say(Drain(2.0))
+    hear_only(certifier, Drained)
+    assert certifier.end() == 0
+    assert store.list_records("challenges") == ()
+    assert store.list_records("orders") == ("acme/a.test",)  # the next one takes it up
+    assert store.acquire("acme/a.test")
+
+
+def test_without_a_site_on_demand_no_wish_is_granted(certifier: Certifier, tmp_path: Path) -> None:
+    become_ready(certifier, start(tmp_path, INTERNAL))
+    certifier.say(CertificateWanted("x.test", "192.0.2.1"))
+    refused = certifier.hear()
+    assert isinstance(refused, CertificateRefused)
+    assert refused.host == "x.test"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -196,4 +197,7 @@ class Certifier:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    # Not sys.exit: that waits for threads, and one may wait for a CA that does not answer. All is said and stored.
+    os._exit(status)
