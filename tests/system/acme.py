@@ -160,19 +160,18 @@ def store_of(folder: Path) -> CertificateStore:
     return open_store(f"file://{folder}/store")
 
 
-def check_store(folder: Path) -> None:
+def check_store(directory: Path) -> None:
     """Fail unless every record can be read, every certificate has its key, and nothing is left half written."""
-    store = store_of(folder)
-    for name in store.list():
-        bundle = store.get(name)
-        assert bundle is not None
-        assert _is_pair(bundle), name
-    for kind in sorted(path.name for path in (folder / "store").iterdir() if path.is_dir()):
-        if kind not in ("certificates", "leases", "new"):
-            assert all(store.get_record(kind, name) is not None for name in store.list_records(kind)), kind
-    with store.exclusive():  # whoever writes next removes what was left
-        assert list((folder / "store" / "new").iterdir()) == []
-    store.close()
+    with contextlib.closing(open_store(f"file://{directory}")) as store:
+        for name in store.list():
+            bundle = store.get(name)
+            assert bundle is not None
+            assert _is_pair(bundle), name
+        for folder in sorted(path.name for path in directory.iterdir() if path.is_dir()):
+            if folder not in ("certificates", "leases", "new"):
+                assert all(store.get_record(folder, name) is not None for name in store.list_records(folder)), folder
+        with store.exclusive():  # whoever writes next removes what was left
+            assert list((directory / "new").iterdir()) == []
 
 
 def _is_pair(bundle: Bundle) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.system.running import PATIENCE, Proxy, Server, free_port, until
 
@@ -234,3 +238,16 @@ def stopped(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def mounted(mount: str) -> tuple[str, ...]:
+    """A command that mounts in a namespace of its own and becomes what follows; skips where that is not permitted."""
+    command = ("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh")
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("mount namespaces are not permitted here")
+    return command
+
+
+def as_mounted(pid: int, path: Path) -> Path:
+    """Return where this process sees a file of the namespace that `pid` lives in."""
+    return Path(f"/proc/{pid}/root{path}")

@@ -207,7 +207,7 @@ def expect_certificate(ca: CertificateAuthority, proxy: Proxy) -> None:
 
 def check(folder: Path, ca: CertificateAuthority, orders: int) -> None:
     """Look at what is left when everybody has gone."""
-    check_store(folder)
+    check_store(folder / "store")
     with contextlib.closing(store_of(folder)) as store:
         bundle = store.get(NAME)
         assert bundle is not None

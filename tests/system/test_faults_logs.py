@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -23,7 +22,7 @@ import trustme
 
 from tests.store.pki import issue
 from tests.system.conftest import StartProxy
-from tests.system.pressure import served_by
+from tests.system.pressure import as_mounted, mounted, served_by
 from tests.system.running import PATIENCE, Proxy, free_port, put, running_proxy, until, write_pair
 
 pytestmark = pytest.mark.system
@@ -45,14 +44,6 @@ def ask(proxy: Proxy, times: int = 1, host: str = "localhost") -> None:
             client.request("GET", "/hello", headers={"Host": host})
             response = client.getresponse()
             assert (response.status, response.read()) == (200, b"hello")
-
-
-def mounted(mount: str) -> tuple[str, ...]:
-    """A command that mounts in a namespace of its own and becomes what follows; skips where that is not permitted."""
-    command = ("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh")
-    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
-        pytest.skip("mount namespaces are not permitted here")
-    return command
 
 
 class TestAccessLog:
@@ -93,7 +84,7 @@ class TestAccessLog:
 
         until(is_full, "the disk is full")
         ask(proxy, 50)
-        log = Path("/proc", str(proxy.pid), "root", str(disk).lstrip("/"), "access.log")
+        log = as_mounted(proxy.pid, disk / "access.log")
         assert proxy.wait_for("access_log.dropped")["why"] == os.strerror(28)
         os.truncate(log, 0)
 
