@@ -115,10 +115,8 @@ def check_told(where: Proxy | Path, sentences: dict[str, str]) -> None:
     assert any(line.startswith("acme/six.test\tfailed\t") and line.endswith(sentences["six.test"]) for line in table)
     why = admin(where, "certs", "why", "wrong.test").lines
     assert why[0] == "acme/wrong.test: there is no certificate for wrong.test."
-    assert (
-        why[1].startswith("It waits until ")
-        and ": there is no certificate yet, but 1 attempt failed; the next is on " in why[1]
-    )
+    assert why[1].startswith("It waits until ")
+    assert ": there is no certificate yet, but 1 attempt failed; the next is on " in why[1]
     assert why[2].startswith("The attempt of ")
     assert why[2].endswith(f" failed: {sentences['wrong.test']}")
 
