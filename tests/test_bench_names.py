@@ -10,19 +10,17 @@ from tlsproxy.settings import load
 from tlsproxy.store.base import open_store
 
 
-@pytest.mark.parametrize("kind", ["acme", "internal"])
-def test_every_site_finds_its_certificate(tmp_path: Path, kind: str) -> None:
+def test_every_site_finds_its_certificate(tmp_path: Path) -> None:
     hosts = ["h0.example.com", "h1.example.com"]
-    options = names.parse(["--certificate", kind])
-    names.fill_store(tmp_path, hosts, options.certificate)
-    names.write_config(tmp_path, hosts, options)
+    names.fill_store(tmp_path, hosts)
+    names.write_config(tmp_path, hosts, names.parse([]))
     settings = load(tmp_path / "tlsproxy.toml", {}, {}).settings
-    assert [(site.hosts, site.certificate) for site in settings.sites] == [((host,), kind) for host in hosts]
+    assert [(site.hosts, site.certificate) for site in settings.sites] == [((host,), "acme") for host in hosts]
     assert settings.limits.contexts == 1000
     assert settings.listen.https == (f"127.0.0.1:{names.https_port(tmp_path)}",)
     store = open_store(settings.store.url)
     for host in hosts:
-        bundle = store.get(f"{kind}/{host}")
+        bundle = store.get(f"acme/{host}")
         assert bundle is not None
         assert bundle.names == (host,)
 

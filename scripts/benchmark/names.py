@@ -29,7 +29,8 @@ from scripts.benchmark import machine, measure
 from scripts.benchmark.arena import MeasurementError, free_port
 from scripts.benchmark.processes import Processes
 from tlsproxy.store.base import open_store
-from tlsproxy.store.bundle import Bundle, Source
+from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.sources import acme_name
 
 MEBI = 1 << 20
 START_PATIENCE = 60.0
@@ -56,7 +57,7 @@ format = "json"
 _SITE = """
 [[sites]]
 hosts = ["{host}"]
-certificate = "{certificate}"
+certificate = "acme"
 backends = ["http://127.0.0.1:9"]
 """
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tlsproxy-names-") as name:
         folder = Path(name)
         progress(f"making {len(hosts)} certificates")
-        fill_store(folder, hosts, options.certificate)
+        fill_store(folder, hosts)
         write_config(folder, hosts, options)
         try:
             figures = measure_once(folder, hosts, options)
@@ -86,21 +87,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--asked", type=int, default=2_000, help="names that clients ask each worker for (2000)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (2)")
     parser.add_argument("--contexts", type=int, default=1_000, help="limits.contexts (1000)")
-    parser.add_argument("--certificate", choices=("acme", "internal"), default="acme", help="kind of certificate")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 
 
-def fill_store(folder: Path, hosts: Sequence[str], kind: Source) -> None:
+def fill_store(folder: Path, hosts: Sequence[str]) -> None:
     """Put a certificate of one throw-away CA for every host; one key is enough for all."""
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root = certificate("Benchmark CA", authority, "Benchmark CA", authority, is_authority=True)
     with closing(open_store(f"file://{folder}/store")) as store, mock.patch("os.fsync"):
-        if kind == "internal":
-            store.put("internal-ca", Bundle.build([root], authority, "internal"))
         for host in hosts:
             leaf = certificate(host, key, "Benchmark CA", authority)
-            store.put(f"{kind}/{host}", Bundle.build([leaf, root], key, kind))
+            store.put(acme_name(host), Bundle.build([leaf, root], key, "acme"))
 
 
 def certificate(
@@ -133,7 +131,7 @@ def write_config(folder: Path, hosts: Sequence[str], options: argparse.Namespace
     head = _CONFIG.format(
         https=free_port(), http=free_port(), workers=options.workers, contexts=options.contexts, folder=folder
     )
-    sites = [_SITE.format(host=host, certificate=options.certificate) for host in hosts]
+    sites = [_SITE.format(host=host) for host in hosts]
     (folder / "tlsproxy.toml").write_text(head + "".join(sites))
 
 
