@@ -13,8 +13,8 @@ from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Request
 from tlsproxy.runtime.adminsocket import open_admin_socket
 
-Answers: TypeAlias = Mapping[str, Answer | Sequence[Mapping[str, Any]]]
-"""By "GET /certs": an answer, or the lines of one. What is missing is a 404."""
+Answers: TypeAlias = Mapping[str, Answer | Sequence[Mapping[str, Any] | None]]
+"""By "GET /certs": an answer, or the lines of one, where None is silence until the end. What is missing is a 404."""
 
 
 @contextlib.contextmanager
@@ -30,7 +30,13 @@ def answering(path: Path, answers: Answers) -> Iterator[list[Request]]:
         answer = answers.get(f"{request.method} /{'/'.join(request.path)}")
         if answer is None:
             return Answer(404, {"error": "nothing was prepared for this"})
-        return answer if isinstance(answer, Answer) else _lines(answer)
+        return answer if isinstance(answer, Answer) else lines(answer)
+
+    async def lines(answer: Sequence[Mapping[str, Any] | None]) -> Lines:
+        for line in answer:
+            if line is None:
+                await stop[0].wait()
+            yield line
 
     async def serve() -> None:
         admin = await open_admin_socket(path)
@@ -56,8 +62,3 @@ def answering(path: Path, answers: Answers) -> Iterator[list[Request]]:
         loop.call_soon_threadsafe(stop[0].set)
         thread.join(20)
         loop.close()
-
-
-async def _lines(lines: Sequence[Mapping[str, Any]]) -> Lines:
-    for line in lines:
-        yield line

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -234,6 +237,22 @@ def test_to_stop_watching_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys:
     assert cli.main(["admin", "certs", "renew", "a.test"]) == 130
     told = capsys.readouterr().err
     assert told == ("no longer watching; the proxy goes on with it. How it went: tlsproxy admin certs why a.test\n")
+
+
+@pytest.mark.system
+def test_ctrl_c_ends_the_watching_in_a_process_of_its_own(folder: Path) -> None:
+    command = [sys.executable, "-m", "tlsproxy", "admin", "certs", "renew", "a.test", "--socket", str(folder / SOCKET)]
+    with (
+        answering(SOCKET, {"POST /certs/a.test/renew": [STEP, None]}),
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching,
+    ):
+        assert watching.stdout is not None
+        assert "the CA is looking" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, told = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert told.startswith("no longer watching; the proxy goes on with it.")
+    assert "Traceback" not in told
 
 
 def test_status_in_words_and_as_json(capsys: Output) -> None:

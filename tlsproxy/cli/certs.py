@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,19 +25,12 @@ app = typer.Typer(name="certs", help="Certificates: list, explain, obtain, renew
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A host of the site, or acme/HOST.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Also when it is not due, or costs scarce quota.")]
 
+_REASONS = ("unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation")
+"""Those of RFC 5280 5.3.1 that a CA takes from its subscribers."""
+
 _COLUMNS = ("NAME", "STATUS", "LEFT", "EXPIRES", "SOURCE", "ISSUER", "NEXT", "NOTE")
 _QUOTA_COLUMNS = ("CA", "LIMIT", "USED", "OF", "REFILLS")
 _STYLES = {"valid": "green", "pending": "yellow", "failed": "red", "expired": "red"}
-
-
-class Reason(StrEnum):
-    """Why a certificate is revoked: those of RFC 5280 5.3.1 that a CA takes from its subscribers."""
-
-    UNSPECIFIED = "unspecified"
-    KEY_COMPROMISE = "keyCompromise"
-    AFFILIATION_CHANGED = "affiliationChanged"
-    SUPERSEDED = "superseded"
-    CESSATION_OF_OPERATION = "cessationOfOperation"
 
 
 @app.command("list")
@@ -104,16 +96,20 @@ def renew(
 @app.command()
 def revoke(
     name: NameArgument,
-    reason: Annotated[Reason, typer.Option("--reason", help="Told to the CA (RFC 5280 5.3.1).")] = Reason.UNSPECIFIED,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="REASON", help=f"Told to the CA: {', '.join(_REASONS)}.")
+    ] = "unspecified",
     yes: YesOption = False,
     config: ConfigOption = None,
     socket: SocketOption = None,
 ) -> None:
     """Revoke a certificate; another one takes its place."""
+    if reason not in _REASONS:
+        raise typer.BadParameter(f"{reason} is none of {', '.join(_REASONS)}", param_hint="--reason")
     client = Target(config, socket).client
     if not yes:
         confirm(f"Revoke the certificate of {name}? Clients may refuse it from then on, and it can't be undone.")
-    _work(client, name, "revoke", {"reason": reason.value})
+    _work(client, name, "revoke", {"reason": reason})
 
 
 @app.command()
