@@ -418,6 +418,40 @@ def test_a_good_certificate_is_renewed_by_hand_only_when_meant(house: House, ca:
     assert ca.count["order"] == 2
 
 
+def test_four_are_obtained_at_a_time_the_most_urgent_first(house: House, ca: CertificateAuthority) -> None:
+    for days, letter in enumerate("fedcba"):
+        house.store.put(f"acme/{letter}.test", issue(f"{letter}.test", days=(-80, days + 1)).bundle())
+    house.keeper.want([wanted_from(house.issuers, f"{letter}.test") for letter in "abcdefg"])
+    most = 0
+
+    def note() -> None:
+        nonlocal most
+        most = max(most, len(house.keeper._work))
+        ca.when("order", note)
+
+    ca.when("order", note)
+    asyncio.run(house.look())
+    assert most == 4
+    ordered = [each["identifiers"][0]["value"] for each in ca.payloads["order"]]
+    assert set(ordered[:4]) == {"g.test", "f.test", "e.test", "d.test"}
+    assert len(house.notes.outcomes) == 7
+
+
+def test_who_asks_does_not_wait_behind_what_hangs(house: House, ca: CertificateAuthority) -> None:
+    async def story() -> None:
+        house.keeper.want([wanted_from(house.issuers, f"{letter}.test") for letter in "bcdefga"])
+        ca.hangs("order", 4)
+        await house.keeper.look()
+        while ca.count["order"] < 4:
+            await asyncio.sleep(0.01)
+        outcome = await house.keeper.obtain(NAME, Asked(), unwatched)
+        assert isinstance(outcome, Obtained)
+        await house.keeper.stop(0.1)
+
+    asyncio.run(story())
+    ca.stop()
+
+
 def test_a_flaw_in_one_certificate_ends_nothing(
     house: House, ca: CertificateAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,10 +13,11 @@ name is logged and ends no other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, assert_never
 
 from tlsproxy.certs.agenda import Agenda
@@ -58,12 +59,15 @@ class Audience(Protocol):
 
 
 class Work:
-    """What is under way for one name, and who watches. `is_order`: no mere question to the CA."""
+    """What is under way for one name, and who watches.
+
+    `is_order`: no mere question to the CA; `is_asked`: somebody waits for it, so it does not wait for others.
+    """
 
     # Mutable: _watchers, _steps (for those who come late), task (set once).
 
-    def __init__(self, *, is_order: bool) -> None:
-        self.is_order = is_order
+    def __init__(self, *, is_order: bool, is_asked: bool) -> None:
+        self.is_order, self.is_asked = is_order, is_asked
         self.task: asyncio.Task[Outcome | None] | None = None
         self._watchers: list[Progress] = []
         self._steps: list[Step] = []
@@ -85,8 +89,8 @@ Errand = Callable[[Work], Awaitable[Outcome | None]]
 class Keeper:
     """One per certifier: `want` what the settings say, then `run` until cancelled, then `stop`."""
 
-    # Mutable: _wanted (by name), _agenda, _work (by name), _is_stopping, _has_looked; _wake is set whenever there is
-    # something new.
+    # Mutable: _wanted (by name), _agenda, _backlog (names that are due, and wait for an order to end), _work (by name),
+    # _is_stopping, _has_looked; _wake is set whenever there is something new.
 
     def __init__(
         self,
@@ -102,8 +106,9 @@ class Keeper:
         self._audience, self._rnd = audience, rnd
         self._wanted: dict[str, Wanted] = {}
         self._agenda = Agenda()
+        self._backlog: dict[str, None] = {}
         self._work: dict[str, Work] = {}
-        self._orders = asyncio.Semaphore(PARALLEL)
+        self._asked = asyncio.Semaphore(PARALLEL)
         self._questions = asyncio.Semaphore(PARALLEL)
         self._wake = asyncio.Event()
         self._is_stopping = self._has_looked = False
@@ -162,6 +167,7 @@ class Keeper:
                 await asyncio.sleep(0)
             self._audience.seen(wanted, self._shelf.held(wanted.name), self._tools.now())
             self._attend(wanted.name)
+        self._work_off()
 
     async def _follow_agenda(self, until: datetime) -> None:
         """Attend to what falls due, until it is time for the next scan. A clock set back ends the wait as well."""
@@ -169,6 +175,7 @@ class Keeper:
         while begun <= (now := self._tools.now()) < until:
             for name in self._agenda.take_due(now):
                 self._attend(name)
+            self._work_off()
             due = min(self._agenda.next_due() or until, until)
             self._wake.clear()
             try:
@@ -178,7 +185,7 @@ class Keeper:
                 pass
 
     def _attend(self, name: str) -> None:
-        """Begin what is due for a name, or note when it will be. A flaw in one plan leaves the others alone."""
+        """Put an order that is due into the backlog, or note when it will be. A flaw in one plan ends no other."""
         wanted = self._wanted.get(name)
         if wanted is None or name in self._work or self._is_stopping:
             return
@@ -193,11 +200,27 @@ class Keeper:
     def _do_what_is_due(self, wanted: Wanted) -> None:
         name = wanted.name
         if isinstance(self._plan(wanted), Obtain):
-            self._begin(name, self._order(wanted, None), is_order=True)
+            self._backlog[name] = None
         elif ari_due(self._shelf.state(name), self._shelf.held(name), self._tools.now()):
-            self._begin(name, self._ask(wanted), is_order=False)
+            self._begin(name, self._ask(wanted), Work(is_order=False, is_asked=False))
         else:
             self._note(wanted)
+
+    def _work_off(self) -> None:
+        """Begin the most urgent orders of those that are due, as long as few enough are under way."""
+        running = sum(work.is_order and not work.is_asked for work in self._work.values())
+        while self._backlog and running < PARALLEL and not self._is_stopping:
+            name = min(self._backlog, key=self._end_of)
+            del self._backlog[name]
+            wanted = self._wanted.get(name)
+            if wanted and name not in self._work and isinstance(self._plan(wanted), Obtain):
+                self._begin(name, self._order(wanted, None), Work(is_order=True, is_asked=False))
+                running += 1
+
+    def _end_of(self, name: str) -> datetime:
+        """Return when clients begin to notice."""
+        held = self._shelf.held(name)
+        return held.not_after if held else datetime.min.replace(tzinfo=UTC)
 
     def _plan(self, wanted: Wanted) -> Action:
         """Return the plan. On-demand names are obtained and renewed when a client asks: demand.py asks for leave."""
@@ -234,9 +257,7 @@ class Keeper:
                 raised.append(error)
                 return None
 
-        work = self._begin(name, guarded, is_order=False, watcher=progress)
-        assert work.task is not None  # noqa: S101
-        outcome = await asyncio.shield(work.task)
+        outcome = await asyncio.shield(self._begin(name, guarded, Work(is_order=False, is_asked=True), progress))
         if raised:
             raise raised[0]
         return outcome
@@ -248,6 +269,7 @@ class Keeper:
     def look_again(self, name: str) -> None:
         """Somebody has changed something about this certificate."""
         self._attend(name)
+        self._work_off()
 
     async def obtain(self, name: str, asked: Asked, progress: Progress) -> Outcome:
         """Obtain a certificate now because somebody asks, or follow what is under way for it. Raises KeyError."""
@@ -257,23 +279,17 @@ class Keeper:
             outcome = await asyncio.shield(work.task)
             if work.is_order and isinstance(outcome, Obtained | Failed):
                 return outcome
-        work = self._begin(name, self._order(wanted, asked), is_order=True, watcher=progress)
-        assert work.task is not None  # noqa: S101
-        return await asyncio.shield(work.task) or Elsewhere()
+        task = self._begin(name, self._order(wanted, asked), Work(is_order=True, is_asked=True), progress)
+        return await asyncio.shield(task) or Elsewhere()
 
     def _begin(
-        self,
-        name: str,
-        errand: Errand,
-        *,
-        is_order: bool,
-        watcher: Progress | None = None,
-    ) -> Work:
-        work = self._work[name] = Work(is_order=is_order)
+        self, name: str, errand: Errand, work: Work, watcher: Progress | None = None
+    ) -> asyncio.Task[Outcome | None]:
         if watcher:
             work.watch(watcher)
+        self._work[name] = work
         work.task = asyncio.create_task(self._do(name, errand, work))
-        return work
+        return work.task
 
     async def _do(self, name: str, errand: Errand, work: Work) -> Outcome | None:
         """Run an errand to its end and look at the name again. A flaw in one leaves the name to the next scan."""
@@ -284,15 +300,19 @@ class Keeper:
             return None
         finally:
             del self._work[name]
+            self._work_off()
 
     def _order(self, wanted: Wanted, asked: Asked | None) -> Errand:
         async def errand(work: Work) -> Outcome:
             before = self._shelf.held(wanted.name)
-            if self._orders.locked():
-                work.tell(Step("wait", "", f"{PARALLEL} other certificates are being obtained"))
-            async with self._orders:
+            if asked and self._asked.locked():
+                work.tell(Step("wait", "", f"{PARALLEL} other certificates are being obtained for people and clients"))
+            async with self._asked if asked else contextlib.nullcontext():
                 outcome = await self._attempts.make(wanted, work.tell, asked)
-            await self._conclude(wanted, outcome, before, work.tell)
+            try:
+                await self._conclude(wanted, outcome, before, work.tell)
+            except Exception:
+                logger.exception("certificate.report_failed", extra={"certificate": wanted.name})
             return outcome
 
         return errand

@@ -38,8 +38,9 @@ class Tools:
 
     @classmethod
     def make(cls, store: CertificateStore, now: Clock = utc_now) -> Tools:
-        # Not the loop's default executor: asyncio resolves names in it, and four CAs that hang would stop that.
-        return cls(store, ThreadPoolExecutor(PARALLEL, "acme"), ThreadPoolExecutor(2, "store"), now)
+        # Not the loop's default executor: asyncio resolves names in it, and a few CAs that hang would stop that.
+        # Threads for the orders that are due, for those that are asked for, and for questions about windows.
+        return cls(store, ThreadPoolExecutor(3 * PARALLEL, "acme"), ThreadPoolExecutor(2, "store"), now)
 
     async def in_store(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that blocks on the store for one call."""
