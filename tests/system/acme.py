@@ -143,14 +143,9 @@ def served(proxy: Proxy, host: str) -> x509.Certificate | None:
     return None
 
 
-def until_served(proxy: Proxy, host: str, serial: int, patience: float = 20.0) -> None:
-    """Wait until clients of this host get the certificate with this serial number."""
-
-    def is_served() -> bool:
-        found = served(proxy, host)
-        return found is not None and found.serial_number == serial
-
-    until(is_served, f"{host} is served with {serial:x}", patience)
+def until_served(proxy: Proxy, host: str, ca: CertificateAuthority) -> None:
+    """Wait until clients of this host get what the CA has issued last."""
+    until(lambda: ca.issued and served(proxy, host) == ca.issued[-1], f"{host} is served with the latest certificate")
 
 
 # --- what lies in the store

@@ -94,6 +94,7 @@ class Proxy:
         self.events: list[dict[str, Any]] = []
         self.lines: list[str] = []
         self._wanted = 0  # the worker to talk to, 0 = any
+        self._has_ended = False
         self._changed = threading.Condition()
         command = [*before, sys.executable, "-m", "tlsproxy", "run", "--config", str(config)]
         self._process = subprocess.Popen(
@@ -105,9 +106,10 @@ class Proxy:
         self._reader.start()
 
     def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
-        """Return the first event of that name with these fields, once it is there."""
+        """Return the first event of that name with these fields, once it is there. Fails when all have left before."""
         with self._changed:
-            found = self._changed.wait_for(lambda: next(iter(self._with(event, fields)), None), PATIENCE)
+            self._changed.wait_for(lambda: self._with(event, fields) or self._has_ended, PATIENCE)
+            found = next(iter(self._with(event, fields)), None)
             assert found, f"no {event} {fields} in\n{''.join(self.lines)}"
             return found
 
@@ -227,6 +229,9 @@ class Proxy:
                     with contextlib.suppress(json.JSONDecodeError):
                         self.events.append(json.loads(line))
                     self._changed.notify_all()
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
 
 
 @contextlib.contextmanager

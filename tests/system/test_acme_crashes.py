@@ -18,7 +18,7 @@ import pytest
 
 from tests.fakes.certificate_authority import FETCH, CertificateAuthority
 from tests.fakes.gate import Gate
-from tests.system.acme import Ports, StoreGate, certifier_of, check_store, running, served, site, store_of
+from tests.system.acme import Ports, StoreGate, certifier_of, check_store, running, site, store_of, until_served
 from tests.system.pressure import client_ports, is_gone
 from tests.system.running import Proxy, until
 
@@ -201,7 +201,7 @@ def test_the_worker_that_the_ca_talks_to_is_killed(tmp_path: Path, ca: Certifica
 
 def expect_certificate(ca: CertificateAuthority, proxy: Proxy) -> None:
     """Wait until the CA's certificate is served. Nobody may have waited for another attempt: a kill is no failure."""
-    until(lambda: ca.issued and served(proxy, HOST) == ca.issued[-1], "the certificate is served")
+    until_served(proxy, HOST, ca)
     assert proxy.count("certificate.failing") == 0
 
 
