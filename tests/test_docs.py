@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer import Typer
 
 from tlsproxy import settings
 from tlsproxy.cli import app
@@ -65,12 +66,37 @@ def console_lines(document: Path) -> Iterator[str]:
             yield from text.splitlines()
 
 
+def tree(group: Typer) -> dict[str, Any]:
+    """Return the commands of a group by name, with those below each; a command that is no group has none."""
+    own: dict[str, Any] = {
+        command.name or getattr(command.callback, "__name__", ""): {} for command in group.registered_commands
+    }
+    groups = [inner.typer_instance for inner in group.registered_groups if inner.typer_instance]
+    return {**own, **{str(inner.info.name): tree(inner) for inner in groups}}
+
+
+def is_command(words: list[str]) -> bool:
+    """Tell whether the words begin with a command, down to one that takes arguments."""
+    below = tree(app)
+    for word in words:
+        if word not in below:
+            return not below
+        below = below[word]
+    return True
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_commands_exist(document: Path) -> None:
-    known = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
     # "tlsproxy tlsproxy check" in a docker line is service and program; the last one counts.
-    used = [match for line in console_lines(document) for match in re.findall(r"(?:^|[ /])tlsproxy ([a-z]+)\b", line)]
-    assert [command for command in used if command not in known | {"tlsproxy"}] == []
+    found = re.compile(r"(?:^|[ /])tlsproxy ((?:[a-z]+ ?)+)")
+    used = [match.split() for line in console_lines(document) for match in found.findall(line)]
+    assert [words for words in used if not is_command(words[1:] if words[0] == "tlsproxy" else words)] == []
+
+
+def test_a_command_that_is_not_there_is_seen() -> None:
+    assert is_command(["admin", "certs", "why", "api"])
+    assert not is_command(["admin", "certs", "whine"])
+    assert not is_command(["admins"])
 
 
 # --- configurations
