@@ -69,7 +69,7 @@ def console_lines(document: Path) -> Iterator[str]:
 def tree(group: Typer) -> dict[str, Any]:
     """Return the commands of a group by name, with those below each; a command that is no group has none."""
     own: dict[str, Any] = {
-        command.name or getattr(command.callback, "__name__", ""): {} for command in group.registered_commands
+        str(command.name or getattr(command.callback, "__name__", "")): {} for command in group.registered_commands
     }
     groups = [inner.typer_instance for inner in group.registered_groups if inner.typer_instance]
     return {**own, **{str(inner.info.name): tree(inner) for inner in groups}}
