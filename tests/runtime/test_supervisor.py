@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from tlsproxy.runtime.supervisor import _reap_strangers
+from tlsproxy.runtime import sockets
+from tlsproxy.runtime.sockets import bind_listeners, close_listeners
+from tlsproxy.runtime.supervisor import _https_addresses, _reap_strangers
 
 pytestmark = pytest.mark.system
 
@@ -36,3 +38,13 @@ def test_our_own_are_left_to_their_owner(zombie: subprocess.Popen[bytes]) -> Non
 
 def test_nothing_to_reap_is_no_error() -> None:
     _reap_strangers(known=set())
+
+
+def test_the_certifier_is_told_where_https_really_is() -> None:
+    everywhere = "[::]" if sockets._has_ipv6() else "0.0.0.0"
+    listeners = bind_listeners(["127.0.0.1:0", ":0"], ["127.0.0.1:0"], slots=2)
+    try:
+        first, second = (each.socket.getsockname()[1] for each in listeners if (each.kind, each.slot) == ("https", 0))
+        assert _https_addresses(listeners) == (f"127.0.0.1:{first}", f"{everywhere}:{second}")
+    finally:
+        close_listeners(listeners)
