@@ -244,6 +244,23 @@ def test_a_damaged_record_is_one_row_that_says_so(tmp_path: Path) -> None:
     rows = Catalogue(settings(acme("a.test"), acme("c.test")), store).rows(NOW)
     assert [row["status"] for row in rows] == ["valid", "failed"]
     assert "damaged" in rows[1]["last_error"]
+    assert rows[1]["next_attempt"] == stamp(NOW)  # another one takes its place
+
+
+def test_one_that_is_sealed_with_another_key_is_not_ordered_again(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}", ["old key old key old key old key!"]).put(
+        "acme/a.test", bundle("a.test", "b.test")
+    )
+    catalogue = Catalogue(ONE, open_store(f"file://{tmp_path}", ["new key new key new key new key!"]))
+    row = only(catalogue.rows(NOW))
+    assert (row["status"], row["next_attempt"]) == ("failed", None)
+    why = catalogue.why("a.test", NOW)
+    assert why["decision"] == "park"
+    assert why["sentences"][:2] == [
+        "acme/a.test: the certificate for a.test, b.test cannot be read.",
+        "Nothing is done: it may be good, so none is ordered in its place. "
+        "Next: the proxy looks again every few minutes.",
+    ]
 
 
 # --- names

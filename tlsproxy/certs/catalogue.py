@@ -33,7 +33,7 @@ from tlsproxy.certs.wanted import Held, Wanted
 from tlsproxy.certs.wishes import Wishes
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
 from tlsproxy.settings import Settings, Site
-from tlsproxy.store.base import CertificateStore
+from tlsproxy.store.base import CertificateStore, RecordDamaged
 from tlsproxy.store.bundle import Bundle, normal_host
 from tlsproxy.store.sources import ROOT_NAME, certificate_files, certificate_name, load_files
 
@@ -51,7 +51,8 @@ class Entry:
     """One certificate: what is wanted of it, what is there, what is remembered.
 
     `hosts` are those it is served for, none if no site uses it. `bundles` is more than one for files with two kinds of
-    keys. `problem` says why what should be there can't be read.
+    keys. `problem` says why what should be there can't be read. `is_withheld`: it may be good all the same (sealed with
+    another key, another user's), so no CA is asked for another one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry:
     hosts: tuple[str, ...]
     bundles: tuple[Bundle, ...] = ()
     problem: str = ""
+    is_withheld: bool = False
     wanted: Wanted | None = None
     state: State = field(default_factory=State)
 
@@ -132,9 +134,9 @@ class Catalogue:
         if site and certificate_files(site):
             return _file_entry(name, site)
         kind, hosts, wanted = self._use(name, site)
-        bundle, problem = self._bundle(name)
+        bundle, problem, is_withheld = self._bundle(name)
         state = self._state(name) if name in with_state else State()
-        return Entry(name, kind, hosts, (bundle,) if bundle else (), problem, wanted, state)
+        return Entry(name, kind, hosts, (bundle,) if bundle else (), problem, is_withheld, wanted, state)
 
     def _use(self, name: str, site: Site | None) -> tuple[Kind, tuple[str, ...], Wanted | None]:
         if site is None:
@@ -154,11 +156,11 @@ class Catalogue:
         patterns = {host, f"*.{host.partition('.')[2]}", "*"}
         return next((site for site in self._on_demand if patterns.intersection(site.hosts)), None)
 
-    def _bundle(self, name: str) -> tuple[Bundle | None, str]:
+    def _bundle(self, name: str) -> tuple[Bundle | None, str, bool]:
         try:
-            return self._store.get(name), ""
+            return self._store.get(name), "", False
         except StoreError as error:
-            return None, str(error)
+            return None, str(error), not isinstance(error, RecordDamaged)
 
     def _state(self, name: str) -> State:
         try:
@@ -274,7 +276,7 @@ def _due(entry: Entry, held: Held | None, now: datetime) -> tuple[datetime | Non
     """Return when it is to be renewed, and when a CA is asked next."""
     if entry.kind == "internal" and entry.bundles:
         return plan_internal.renewal_time(entry.bundles[0]), None
-    if entry.wanted is None:
+    if entry.wanted is None or entry.is_withheld:
         return None, None
     action = plan(entry.wanted, held, entry.state, now)
     if isinstance(action, Wait) and held and entry.wanted.on_demand and action.until == held.not_after:

@@ -57,6 +57,9 @@ def utc(when: datetime | None) -> str | None:
 
 
 def _decide(entry: Entry, now: datetime) -> tuple[str, str, dict[str, Any]]:
+    if entry.wanted and entry.is_withheld:
+        what = "the proxy looks again every few minutes"
+        return "park", "it may be good, so none is ordered in its place", {"what": what, "when": None}
     if entry.wanted:
         action = plan(entry.wanted, entry.held, entry.state, now)
         return _word(action), action.reason, _next(action, entry, now)
@@ -136,8 +139,10 @@ def _sentences(entry: Entry, answer: dict[str, Any], now: datetime) -> Iterator[
 
 def _certificate_words(entry: Entry, now: datetime) -> str:
     hosts = listing(entry.hosts) or "no site"
+    if not entry.bundles and entry.problem:
+        return f"{entry.name}: the certificate for {hosts} cannot be read."
     if not entry.bundles:
-        return f"{entry.name}: there is no certificate for {hosts}{', it cannot be read' if entry.problem else ''}."
+        return f"{entry.name}: there is no certificate for {hosts}."
     bundle = entry.bundles[0]
     issuer = f"issued by {bundle.issuer}"
     if bundle.is_expired(now):
