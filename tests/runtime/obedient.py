@@ -2,9 +2,9 @@
 
 `Start.settings` is the part it plays: "serve", "fail REASON", "exit STATUS", "announce NAME" (before it is
 ready), "leave" (accepts no more), "babble", "cling" (never leaves), "wish HOST" (a worker wants a certificate),
-"impostor" (speaks as the certifier does), "mute" (answers no question). As the certifier it answers an AdminCall by its
-name: "die" ends it, "long" is work that is done when somebody asks for "finish", "gone" is not found, all else gets a
-step and what was asked.
+"impostor" (speaks as the certifier does), "mute" (answers no question), "tell" (says what comes when). As the certifier
+it answers an AdminCall by its name: "die" ends it, "long" is work that is done when somebody asks for "finish", "gone"
+is not found, all else gets a step and what was asked.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tlsproxy.runtime.control import (
     Message,
     Ready,
     ReleaseListeners,
+    Serve,
     Start,
     Stats,
     StatsRequest,
@@ -48,6 +49,8 @@ async def _play() -> int:
         return int(word)
     if part == "announce":
         channel.send(CertificatesChanged((word,)))
+    if part == "tell":
+        _say("ready")
     channel.send(Failed(word) if part == "fail" else Ready())
     if part == "leave":
         channel.send(Leaving())
@@ -63,6 +66,8 @@ async def _play() -> int:
     while (message := await channel.receive()) is not None:
         if part == "mute" and isinstance(message, StatsRequest):
             continue
+        if part == "tell" and isinstance(message, Serve):
+            _say("serve")
         if not _answer(channel, message):
             break
     channel.close()

@@ -28,6 +28,7 @@ from tlsproxy.runtime.control import (
     Message,
     Ready,
     ReopenLogs,
+    Serve,
     Start,
     Stats,
     StatsRequest,
@@ -36,7 +37,6 @@ from tlsproxy.runtime.control import (
 )
 from tlsproxy.settings import CertificateFiles, Log, Route, Settings, Site, Store
 from tlsproxy.store.base import open_store
-from tlsproxy.store.sources import certificate_name
 
 pytestmark = pytest.mark.system
 ROUTES = (Route(backends=("http://127.0.0.1:1",)),)
@@ -95,8 +95,7 @@ def file_site(tmp_path: Path) -> Site:
 
 def become_ready(certifier: Certifier, message: Start) -> None:
     certifier.say(message)
-    names = tuple(map(certificate_name, Settings.model_validate_json(message.settings).sites))
-    assert [certifier.hear(), certifier.hear()] == [CertificatesChanged(names), Ready()]
+    assert [certifier.hear(), certifier.hear()] == [CertificatesChanged(()), Ready()]
 
 
 def test_it_makes_internal_certificates_then_is_ready_then_drains(certifier: Certifier, tmp_path: Path) -> None:
@@ -189,6 +188,7 @@ def hear_only(certifier: Certifier, kind: type[Message]) -> Message:
 def test_it_is_ready_before_any_ca_is_asked(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
     ca.hangs("directory", 100)
     become_ready(certifier, acme_start(tmp_path, ca))
+    certifier.say(Serve())
     _until(lambda: ca.count["directory"] > 0)
     certifier.say(AdminCall(1, "status"))
     answer = hear_only(certifier, AdminResult)
@@ -201,6 +201,7 @@ def test_it_is_ready_before_any_ca_is_asked(certifier: Certifier, tmp_path: Path
 
 def test_it_obtains_and_announces(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
     become_ready(certifier, acme_start(tmp_path, ca))
+    certifier.say(Serve())
     assert hear_only(certifier, CertificatesChanged) == CertificatesChanged(("acme/a.test",))
     assert open_store(f"file://{tmp_path / 'store'}").get("acme/a.test")
     certifier.say(AdminCall(1, "renew", "a.test"))
@@ -213,6 +214,7 @@ def test_it_obtains_and_announces(certifier: Certifier, tmp_path: Path, ca: Cert
 def test_it_cleans_up_when_it_is_told_to_leave(certifier: Certifier, tmp_path: Path, ca: CertificateAuthority) -> None:
     ca.hangs("challenge")
     become_ready(certifier, acme_start(tmp_path, ca))
+    certifier.say(Serve())
     _until(lambda: ca.count["challenge"] > 0)
     store = open_store(f"file://{tmp_path / 'store'}")
     assert len(store.list_records("challenges")) == 1

@@ -277,6 +277,20 @@ def test_names_go_from_the_certifier_to_every_worker(capfd: pytest.CaptureFixtur
     assert sorted(capfd.readouterr().out.splitlines()) == ["heard b.test", "heard b.test"]
 
 
+def test_the_certifier_is_told_when_all_are_ready(capfd: pytest.CaptureFixture[str], log: Log) -> None:
+    async def scene() -> None:
+        async with _generation("tell", "tell", certifier="tell") as generation:
+            await generation.start()
+            (certifier,) = generation.pids() - set(generation.worker_pids())
+            await generation.call_certifier("show", limit=20).wait()
+            os.kill(certifier, signal.SIGKILL)
+            await log.wait_for("certifier.replaced")
+            await generation.drain(10)
+
+    asyncio.run(scene())
+    assert capfd.readouterr().out.split() == ["ready", "ready", "ready", "serve", "ready", "serve"]
+
+
 def test_names_reach_workers_that_are_there(capfd: pytest.CaptureFixture[str], log: Log) -> None:
     async def scene() -> None:
         async with _generation("serve", certifier="announce a.test") as generation:

@@ -1,6 +1,6 @@
 """The certifier process, `python -m tlsproxy.runtime.certifier`: control socket in, good certificates out.
 
-Knows the order of its life (Start, drop, prepare, Ready, then everything that may wait for a CA), nothing of
+Knows the order of its life (Start, drop, prepare, Ready; after Serve everything that may wait for a CA), nothing of
 certificates.
 Rules: only names leave it, never keys; it leaves when it is told to or when the supervisor is gone, and no signal but
 SIGKILL ends it; a failure after Ready is logged and tried again.
@@ -9,6 +9,7 @@ SIGKILL ends it; a failure after Ready is logged and tried again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -35,6 +36,7 @@ from tlsproxy.runtime.control import (
     Drained,
     Failed,
     Ready,
+    Serve,
     Start,
     Stats,
     StatsRequest,
@@ -82,6 +84,7 @@ async def _converse(channel: ControlChannel) -> int:
         return 0
     if not isinstance(start, Start):
         raise ControlError(f"the first message must be Start, not {type(start).__name__}")
+    gc.disable()  # thousands of sites are built without garbage: looking for it takes a third of the time
     try:
         settings, store = _set_up(start)
         manager = await _prepare(settings, store)
@@ -89,9 +92,13 @@ async def _converse(channel: ControlChannel) -> int:
         channel.send(Failed(str(error)))
         return 1
     # For workers that outlived an earlier certifier and may have missed what it had to say; at first there are none.
-    channel.send(CertificatesChanged(manager.names()))
+    channel.send(CertificatesChanged(()))
     channel.send(Ready())
-    await Certifier(channel, settings, store, manager, start.addresses).serve()
+    certifier = Certifier(channel, settings, store, manager, start.addresses)
+    del start  # with thousands of sites it is megabytes
+    gc.freeze()
+    gc.enable()
+    await certifier.serve()
     return 0
 
 
@@ -113,7 +120,7 @@ async def _prepare(settings: Settings, store: CertificateStore) -> CertificateMa
 class Certifier:
     """A certifier that is ready: watches, obtains and obeys until it is time to leave."""
 
-    # Mutable: _acme (once it is imported, if a site wants it).
+    # Mutable: _acme (once it is imported, if a site wants it), _tasks.
 
     def __init__(
         self,
@@ -127,16 +134,17 @@ class Certifier:
         self._manager, self._addresses = manager, tuple(addresses)
         self._calls = CertifierCalls(settings, store, channel.send, lambda name: self._announce((name,)))
         self._acme: AcmeManager | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def serve(self) -> None:
-        tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._start_acme())]
+        self._tasks = [asyncio.create_task(self._watch())]
         drain = Drain(ORPHANED, last=True)
         try:
             drain = await self._listen()
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._acme is not None:
                 patience = self._settings.server.drain if drain.timeout is None else drain.timeout
                 await self._acme.stop(max(patience - MARGIN, MARGIN), is_last=drain.last)
@@ -147,6 +155,8 @@ class Certifier:
         """Return how to leave, when it is time. What is meant for workers only is no concern."""
         async for message in self._channel:
             match message:
+                case Serve():
+                    self._tasks.append(asyncio.create_task(self._start_acme()))
                 case StatsRequest():
                     self._channel.send(Stats(self._manager.stats()))
                 case AdminCall():

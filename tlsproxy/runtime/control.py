@@ -61,6 +61,11 @@ class Failed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Serve:
+    """Supervisor → certifier: all of the generation are ready. Work for CAs, which takes CPU from them, may begin."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CertificatesChanged:
     """Certifier → supervisor → workers: names whose bundle in the store is new. Never keys; empty means all."""
 
@@ -182,6 +187,7 @@ Message: TypeAlias = (
     Start
     | Ready
     | Failed
+    | Serve
     | CertificatesChanged
     | CertificateWanted
     | CertificateRefused

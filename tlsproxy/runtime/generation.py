@@ -24,6 +24,7 @@ from tlsproxy.runtime.control import (
     Drained,
     Leaving,
     Message,
+    Serve,
 )
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
 from tlsproxy.runtime.slots import orders, plan_listening
@@ -71,17 +72,20 @@ class Generation:
     async def start(self) -> None:
         """Start the certifier, then the workers (they need its certificates); return when all are ready.
 
+        The processes of all are there from the beginning: what they import takes as long as what they do then.
         Raises ChildFailed with the first reason; the caller then calls `kill`.
         """
-        certifier = await self._launch(self._certifier)
-        launches = [asyncio.create_task(self._launch(spec)) for spec in self._workers]
+        certifier, *workers = [await self._spawn(spec) for spec in (self._certifier, *self._workers)]
+        await self._begin(certifier)
+        beginnings = [asyncio.create_task(self._begin(worker)) for worker in workers]
         try:
-            workers = await asyncio.gather(*launches)
+            await asyncio.gather(*beginnings)
         finally:
-            for launch in launches:
-                launch.cancel()
+            for beginning in beginnings:
+                beginning.cancel()
         self._keepers = [asyncio.create_task(self._keep(child)) for child in (certifier, *workers)]
         self._serving = True
+        certifier.channel.send(Serve())
         self._spread()
 
     def names(self) -> list[str]:
@@ -95,9 +99,9 @@ class Generation:
         return sorted(child.pid for child in self._children if child.spec.is_worker)
 
     def send_to_workers(self, message: Message) -> None:
-        """Also to those that are still starting: they read it after their Start."""
+        """Also to those that are still starting: they read it after their Start, and without that there is no need."""
         for child in self._children:
-            if child.spec.is_worker:
+            if child.spec.is_worker and child.is_started:
                 child.channel.send(message)
 
     def count_ready_workers(self) -> int:
@@ -158,19 +162,22 @@ class Generation:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _launch(self, spec: ChildSpec) -> ChildProcess:
+    async def _spawn(self, spec: ChildSpec) -> ChildProcess:
         child = await ChildProcess.spawn(spec)
         self._children.add(child)
         child.exited.add_done_callback(lambda _: self._forget(child))
         life = asyncio.create_task(child.live(self._handle))
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
+        return child
+
+    async def _begin(self, child: ChildProcess) -> None:
+        """Have it do what it is for; return when it is ready."""
         try:
             await child.start()
         except Exception:
             child.kill()
             raise
-        return child
 
     def _handle(self, child: ChildProcess, message: Message) -> None:
         match message:
@@ -214,11 +221,14 @@ class Generation:
         while True:
             await asyncio.sleep(delay)
             try:
-                child = await self._launch(spec)
+                child = await self._spawn(spec)
+                await self._begin(child)
             except Exception as error:  # noqa: BLE001 - a keeper that ended would leave its slot empty for good
                 delay, failures = plan_replacement(failures, healthy_for=0.0)
                 _log_failure(spec, error, delay)
             else:
+                if not spec.is_worker:
+                    child.channel.send(Serve())
                 self._spread()
                 logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
                 return child, failures

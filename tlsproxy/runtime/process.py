@@ -36,7 +36,7 @@ from tlsproxy.runtime.control import (
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0
-"""Seconds from spawn to Ready. Generous: a certifier may have thousands of internal certificates to make."""
+"""Seconds from Start to Ready. Generous: a certifier may have thousands of internal certificates to make."""
 
 PARTING_TIME = 5.0
 """Seconds between a child's last word and its end, before it is killed."""
@@ -67,13 +67,14 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
+    # Mutable: is_started, _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.channel = channel
         self.exited: asyncio.Future[int] = loop.create_future()
+        self.is_started = False  # it was sent its Start
         self.leaving = False  # it has said that it accepts no more
         self.cut: int | None = None  # what Drained said; None until it came
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
@@ -139,6 +140,7 @@ class ChildProcess:
 
     async def start(self) -> None:
         """Send Start and wait for Ready. Raises ChildFailed on Failed, on an early end, and after START_TIMEOUT."""
+        self.is_started = True
         self.channel.send(self.spec.start)
         await _first_of(self._answer, self.exited, timeout=START_TIMEOUT)
         if self._answer.done():

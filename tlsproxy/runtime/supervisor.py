@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -97,6 +98,8 @@ class Supervisor:
             if self._settings.admin.socket != "off":
                 await self._admin.open(Path(self._settings.admin.socket))
             self._log_ready()
+            gc.freeze()
+            gc.enable()  # the command has switched it off
             return True
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
