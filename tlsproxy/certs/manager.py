@@ -60,10 +60,6 @@ class CertificateManager:
             logger.warning("certificate.renewal_failed", extra={"error": str(error), "advice": advice})
             return changed
 
-    def names(self) -> tuple[str, ...]:
-        """Return the name of every site's certificates."""
-        return tuple(map(certificate_name, self._sites))
-
     def stats(self) -> dict[str, int]:
         return {"certificates_internal": len(self._served), "certificate_sites": len(self._sites)}
 
