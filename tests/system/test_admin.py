@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def stopped(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def import_command(folder: Path) -> list[str]:
@@ -101,12 +103,16 @@ def test_who_hangs_does_not_hang_the_answer(start_proxy: StartProxy) -> None:
 
 def test_a_certifier_that_dies_is_stood_in_for_by_the_store(start_proxy: StartProxy) -> None:
     proxy = start_proxy(INTERNAL)
-    rows = admin_json(proxy, "certs", "list")
-    with stopped(certifier(proxy)):
-        os.kill(certifier(proxy), signal.SIGKILL)
-    (row,) = admin_json(proxy, "certs", "list")
-    assert row["serial"] == rows[0]["serial"]
+    rows, pid = admin_json(proxy, "certs", "list"), certifier(proxy)
+    command = [sys.executable, "-m", "tlsproxy", "admin", "certs", "list", "--json"]
+    with stopped(pid):
+        asking = subprocess.Popen([*command, "--config", str(proxy.folder / "tlsproxy.toml")], stdout=subprocess.PIPE)
+        until(lambda: _clients(proxy) == 1, "the question is asked")
+        os.kill(pid, signal.SIGKILL)
+        out, _ = asking.communicate(timeout=30)
+    assert (asking.returncode, json.loads(out)[0]["serial"]) == (0, rows[0]["serial"])
     proxy.wait_for("certifier.replaced")
+    assert admin(proxy, "certs", "list").err == ""
 
 
 # --- certificates
@@ -267,10 +273,9 @@ def test_another_user_is_told_so(start_proxy: StartProxy, tmp_path: Path, capsys
     assert admin_json(proxy, "status")["pid"] == proxy.pid
 
 
-def test_no_worker_holds_the_socket(start_proxy: StartProxy) -> None:
+def test_no_child_holds_the_socket(start_proxy: StartProxy) -> None:
     proxy = start_proxy(INTERNAL, workers=2)
-    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    (inode,) = (row[6] for row in rows if row[-1].endswith(f"{proxy.folder.name}/admin.sock"))
+    (inode,) = (row[6] for row in _sockets(proxy) if row[5] == "01" and row[3] == "00010000")
     holders = [proxy.pid, *proxy.workers(), certifier(proxy)]
     open_in = [pid for pid in holders if any(str(each.readlink()) == f"socket:[{inode}]" for each in _descriptors(pid))]
     assert open_in == [proxy.pid]
@@ -285,6 +290,17 @@ def test_a_client_that_says_nothing_holds_nothing_up(start_proxy: StartProxy) ->
         assert admin_json(proxy, "status")["pid"] == proxy.pid
         proxy.stop()
     assert proxy.count("proxy.stopped", killed=[]) == 1
+
+
+def _clients(proxy: Proxy) -> int:
+    """Return how many connections to the admin socket are accepted."""
+    return sum(row[5] == "03" for row in _sockets(proxy))
+
+
+def _sockets(proxy: Proxy) -> list[list[str]]:
+    """Return the rows of /proc/net/unix (proc(5)) for the admin socket: the listener and the accepted connections."""
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return [row for row in rows if row[-1].endswith("/admin.sock") and proxy.folder.name in row[-1]]
 
 
 def _descriptors(pid: int) -> list[Path]:
