@@ -88,7 +88,7 @@ def _client_auth_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
 def _certificate_faults(site: Mapping[str, Any]) -> Iterator[Fault]:
     if site.get("certificate") == "on_demand":
         return
-    for index, host in raw.hosts(site):
+    for index, host in enumerate(raw.items(site.get("hosts"))):
         if host == "*":
             yield Fault(("hosts", index), '"*" has no certificate of its own; write certificate = "on_demand"')
 
@@ -124,9 +124,8 @@ def _host_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _default_host_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
-    hosts = [host for _, host in _all_hosts(data)]
     for default in raw.one(raw.get(data.get("tls"), "default_host", ""), values.parse_optional_host):
-        if default and default not in hosts:
+        if default and default not in (hosts := [host for _, host in _all_hosts(data)]):
             hint = values.did_you_mean(default, hosts)
             yield Fault(
                 ("tls", "default_host"), f"{default} is not a host of any site{hint or '; add it to the hosts of one'}"
