@@ -202,6 +202,18 @@ def test_a_job_that_is_cancelled_is_cleaned_up_and_taken_up(desk: Desk, ca: Cert
     assert (ca.count["order"], ca.count["finalize"]) == (1, 1)
 
 
+def test_a_challenge_that_the_ca_is_done_with_needs_no_answer(desk: Desk, ca: CertificateAuthority) -> None:
+    def be_done() -> None:
+        for each in ca._authorizations.values():
+            each.state = "valid"
+
+    ca.when("challenge", be_done)
+    ca.fails("challenge", "malformed", "Unable to update challenge :: authorization must be pending")
+    obtain(desk, job_for(ca))
+    ca.fails("challenge", "malformed", "no such thing")
+    assert failure_of(desk, job_for(ca, "b.test")).detail == "no such thing"
+
+
 @pytest.mark.parametrize("change", ["hosts", "key type", "age", "gone", "done", "garbage"])
 def test_an_order_that_leads_elsewhere_is_not_taken_up(desk: Desk, ca: CertificateAuthority, change: str) -> None:
     bundle = obtain(desk, job_for(ca)).bundle  # remembered until the caller has stored the certificate

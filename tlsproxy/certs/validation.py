@@ -186,7 +186,13 @@ class Validation:
             return  # taken up: the CA has been told already
         self._progress(Step("validation", presented.name, f"the CA looks at {presented.solver.kind}"))
         patience = Patience(VALIDATION_LIMIT, step="validation", directory=self._directory, identifier=presented.name)
-        await self._talk.insist(patience, self._session.answer, presented.challenge)
+        try:
+            await self._talk.insist(patience, self._session.answer, presented.challenge)
+        except AcmeFailure:
+            # Of an order that was taken up, the CA may be done with the challenge meanwhile; then it takes no answer.
+            url = presented.authorization.url
+            if (await self._talk.insist(patience, self._session.fetch_authorization, url)).status == "pending":
+                raise
 
     async def _wait_for_all(self) -> None:
         slow = any(each.solver.kind == "dns-01" for each in self._presented)
