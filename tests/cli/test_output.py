@@ -84,18 +84,21 @@ def test_steps_are_ticked_off_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert screen.getvalue().count("✓") == 2
 
 
-def test_the_step_that_failed_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("error", "mark"), [(RuntimeError, "✗"), (KeyboardInterrupt, "…")])
+def test_the_last_step_is_marked_by_its_end(
+    error: type[BaseException], mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = make_screen(monkeypatch)
 
-    def fail() -> None:
+    def end() -> None:
         with output.steps() as shown:
             shown.step("one")
             shown.step("two")
-            raise RuntimeError
+            raise error
 
-    with pytest.raises(RuntimeError):
-        fail()
-    assert (screen.getvalue().count("✓"), screen.getvalue().count("✗")) == (1, 1)
+    with pytest.raises(error):
+        end()
+    assert [screen.getvalue().count(each) for each in ("✓", mark)] == [1, 1]
 
 
 def test_nobody_to_ask_is_no_yes(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:

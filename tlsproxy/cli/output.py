@@ -130,6 +130,9 @@ def steps() -> Iterator[Steps]:
         spinner = _Spinner(console, status)
         try:
             yield spinner
+        except KeyboardInterrupt:
+            spinner.finish("…", "yellow")  # nobody looks any more; that is no failure
+            raise
         except BaseException:
             spinner.finish("✗", "red")
             raise
