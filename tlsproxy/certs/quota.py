@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from tlsproxy.certs.job import Job
-from tlsproxy.certs.ledger import FOLDER, Budget, Ledger, ledger_name
+from tlsproxy.certs.ledger import FOLDER, Ledger, ledger_name
 from tlsproxy.certs.limiter import OrderLimiter
 from tlsproxy.certs.limits import limits_of
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
@@ -82,11 +82,6 @@ class QuotaGuard:
             )
         if ledger.limits:
             self._write_or_log(directory, "", lambda it, now: it.record_account(now))
-
-    async def budget(self, directory: str, account: str, hosts: Sequence[str]) -> tuple[Budget, ...]:
-        """Return what is used of the limits that an order for `hosts` has to do with."""
-        ledger = await self._tools.in_store(self._read, directory, account)
-        return ledger.budget(hosts, self._tools.now())
 
     async def _keep_pace(self, limiter: OrderLimiter) -> None:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.plan import emergency_time
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.served import Mismatch, Result, Served, Unreachable
+from tlsproxy.certs.state import needs_alert
 from tlsproxy.certs.wanted import Held, Wait, Wanted
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,10 @@ class Reporter:
         fields: dict[str, Any] = {"next_attempt": action.until} if isinstance(action, Wait) else {}
         if outcome.held:
             fields["not_after"] = outcome.held.not_after
+        if state.last_attempt and needs_alert(state, outcome.held, state.last_attempt):
+            fields["advice"] = (
+                "there has been no certificate for days, so it is tried once a day: mend it, or remove it"
+            )
         self._events.emit(
             EventKind.FAILING,
             wanted.name,
