@@ -232,3 +232,15 @@ def test_without_a_site_on_demand_no_wish_is_granted(certifier: Certifier, tmp_p
     refused = certifier.hear()
     assert isinstance(refused, CertificateRefused)
     assert refused.host == "x.test"
+
+
+def test_a_wish_that_comes_early_is_answered_like_any_other(
+    certifier: Certifier, tmp_path: Path, ca: CertificateAuthority
+) -> None:
+    site = {"hosts": ["*"], "certificate": "on_demand", "backends": ["http://127.0.0.1:1"]}
+    become_ready(certifier, acme_start(tmp_path, ca, sites=[site], on_demand={"ask": "/may"}))
+    certifier.say(CertificateWanted("x.shop.test", "192.0.2.1"))
+    certifier.say(Serve())
+    refused = hear_only(certifier, CertificateRefused)
+    assert isinstance(refused, CertificateRefused)
+    assert (refused.host, refused.reason) == ("x.shop.test", "nobody could be asked: Connection refused")

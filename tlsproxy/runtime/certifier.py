@@ -56,6 +56,8 @@ MARGIN = 0.5
 """Seconds of a drain that are kept for what comes after the orders, and least seconds for them."""
 ORPHANED = 2.0
 """Seconds to clean up in when the supervisor is gone: nobody waits, but a CA may still look at an answer of ours."""
+MOST_EARLY = 1000
+"""Wishes that are kept while what grants them is being brought in."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +122,8 @@ async def _prepare(settings: Settings, store: CertificateStore) -> CertificateMa
 class Certifier:
     """A certifier that is ready: watches, obtains and obeys until it is time to leave."""
 
-    # Mutable: _acme (once it is imported, if a site wants it), _tasks.
+    # Mutable: _acme (once it is imported, if a site wants it), _early (wishes until then; None: nobody waits for it),
+    # _tasks.
 
     def __init__(
         self,
@@ -134,6 +137,8 @@ class Certifier:
         self._manager, self._addresses = manager, tuple(addresses)
         self._calls = CertifierCalls(settings, store, channel.send, lambda name: self._announce((name,)))
         self._acme: AcmeManager | None = None
+        is_demanded = any(site.certificate == "on_demand" for site in settings.sites)
+        self._early: list[CertificateWanted] | None = [] if is_demanded else None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def serve(self) -> None:
@@ -161,17 +166,20 @@ class Certifier:
                     self._channel.send(Stats(self._manager.stats()))
                 case AdminCall():
                     self._calls.take(message)
-                case CertificateWanted(host=host, client=client):
-                    self._wish(host, client)
+                case CertificateWanted():
+                    self._wish(message)
                 case Drain():
                     return message
         return Drain(ORPHANED, last=True)
 
-    def _wish(self, host: str, client: str) -> None:
+    def _wish(self, wish: CertificateWanted) -> None:
+        """Pass a wish on; one that comes too early waits, as its client does: a start is no reason to be refused."""
         if self._acme is not None and self._acme.demand is not None:
-            self._acme.demand.want(host, client)
+            self._acme.demand.want(wish.host, wish.client)
+        elif self._early is not None and len(self._early) < MOST_EARLY:
+            self._early.append(wish)
         else:
-            self._refuse(host, "the certifier has just started", MARGIN)
+            self._refuse(wish.host, "nobody can grant it now, see the log", MARGIN)
 
     async def _start_acme(self) -> None:
         """Bring in what talks to CAs: after Ready, in a thread, and only for sites that want it. It takes a while."""
@@ -186,6 +194,10 @@ class Certifier:
             self._acme = self._calls.acme = acme
         except Exception:
             logger.exception("certifier.acme_failed")
+        finally:
+            early, self._early = self._early or [], None
+            for wish in early:
+                self._wish(wish)
 
     def _announce(self, names: tuple[str, ...]) -> None:
         self._channel.send(CertificatesChanged(names))
