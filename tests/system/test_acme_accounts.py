@@ -119,7 +119,7 @@ class TestKeys:
             status = ca.certificate_status(old.serial_number)
             assert (status["Status"], status["Reason"]) == ("Revoked", 1)
             assert ca.certificate_status(new.serial_number)["Status"] == "Valid"
-            assert proxy.count("certificate.revoked", certificate="acme/a.test") == 1
+            proxy.wait_for("certificate.revoked", certificate="acme/a.test")
 
     def test_an_account_gets_a_new_key_and_goes_on(self, tmp_path: Path, ca: Pebble, ports: Ports) -> None:
         with running(tmp_path, ca, site("a.test"), ports=ports) as proxy:
@@ -131,7 +131,7 @@ class TestKeys:
             assert after["url"] == before["url"]
             assert after["key_pem"] != before["key_pem"]
             admin(proxy, "certs", "renew", "a.test")
-            assert proxy.count("certificate.renewed") == 1
+            proxy.wait_for("certificate.renewed", certificate="acme/a.test")
             assert ca.accounts == 1
 
 

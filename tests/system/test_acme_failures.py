@@ -85,12 +85,14 @@ def test_looks_that_fail_are_explained_and_a_restart_changes_nothing(
             obtained(proxy, "good.test")
             for host, sentence in sentences.items():
                 assert proxy.wait_for("certificate.failing", certificate=f"acme/{host}")["error"] == sentence
-            check_told(proxy, sentences)
-        check_told(tmp_path, sentences)  # while it is stopped
+            check_listed(proxy, sentences)
+        check_listed(tmp_path, sentences)  # while it is stopped
+        check_explained(tmp_path, sentences)
         with running(tmp_path, ca, sites + site("later.test"), ports=ports) as proxy:
             obtained(proxy, "later.test")  # with the same look at all certificates the others would have been ordered
             assert ca.orders == 5
-            check_told(proxy, sentences)
+            check_listed(proxy, sentences)
+            check_explained(proxy, sentences)
             dns.a("closed.test", "127.0.0.1")
             said = admin(proxy, "certs", "obtain", "closed.test")
             assert said.lines[-1].startswith("acme/closed.test: valid until ")
@@ -102,8 +104,8 @@ def obtained(proxy: Proxy, host: str) -> None:
     proxy.wait_for("certificate.obtained", certificate=f"acme/{host}")
 
 
-def check_told(where: Proxy | Path, sentences: dict[str, str]) -> None:
-    """`list` and `why` say what went wrong and when the next attempt is, whether the proxy runs or not."""
+def check_listed(where: Proxy | Path, sentences: dict[str, str]) -> None:
+    """`list` says what went wrong and when the next attempt is, whether the proxy runs or not."""
     rows = {each["name"]: each for each in admin_json(where, "certs", "list")}
     assert rows["acme/good.test"]["status"] == "valid"
     for host, sentence in sentences.items():
@@ -111,6 +113,9 @@ def check_told(where: Proxy | Path, sentences: dict[str, str]) -> None:
         assert (told["status"], told["attempts"], told["last_error"]) == ("failed", 1, sentence)
         left = datetime.fromisoformat(told["next_attempt"]) - datetime.now(UTC)
         assert left < timedelta(seconds=72)  # a minute, give or take a fifth
+
+
+def check_explained(where: Proxy | Path, sentences: dict[str, str]) -> None:
     table = admin(where, "certs", "list").lines
     assert any(line.startswith("acme/six.test\tfailed\t") and line.endswith(sentences["six.test"]) for line in table)
     why = admin(where, "certs", "why", "wrong.test").lines
