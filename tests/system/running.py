@@ -31,6 +31,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 CLIENT = "127.0.0.2"  # clients come from here, so that their address is not the proxy's
+_GIVEN: set[int] = set()
 
 
 def until(condition: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
@@ -43,11 +44,17 @@ def until(condition: Callable[[], T | None], what: str, patience: float = PATIEN
 
 
 def free_port() -> int:
-    """Return a port below those that the kernel gives to clients, so that none of these can take it meanwhile."""
+    """Return a port below those that the kernel gives to clients, so that none of these can take it meanwhile.
+
+    No port twice: whoever got one may not have bound it yet.
+    """
     for _ in range(100):
         port = random.randrange(20_000, 30_000)
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _GIVEN.add(port)
             return port
     raise OSError("no free port found")
 
