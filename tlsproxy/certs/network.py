@@ -34,7 +34,7 @@ from tlsproxy.certs.problems import AcmeFailure, FailureKind, from_problem
 from tlsproxy.certs.resources import Eab
 
 USER_AGENT = f"tlsproxy/{__version__} (+acme)"
-_NONCE_TRIES = 20  # a CA that rejects half of all good nonces still fails a request only once in a million
+_NONCE_TRIES = 64  # a CA that rejects nine of ten good nonces still fails a request only once in a thousand
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 _TAG = re.compile(r"(?is)<(style|script)\b.*?</\1>|<[^>]*>")
 
