@@ -1,5 +1,6 @@
 """What the documents say is so: links resolve, configurations load, commands and limits are the real ones."""
 
+import ast
 import dataclasses
 import re
 import tomllib
@@ -137,6 +138,37 @@ def test_the_table_of_limits_has_every_limit_and_its_default() -> None:
         written = text if text.isdecimal() else f'"{text}"'
         parsed = settings.Limits.model_validate(tomllib.loads(f"{key} = {written}"))
         assert getattr(parsed, key) == getattr(limits, key), key
+
+
+# --- docs/logs.md
+
+
+def logged_events() -> Iterator[str]:
+    """Yield the name of each event in the code; "%s.died" stands for one event of every role."""
+    for path in sorted((ROOT / "tlsproxy").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"), attr=method), args=[*arguments]):
+                    name = arguments[method == "log"]
+                    assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: write the event's name out"
+                    yield name.value
+
+
+def documented_events() -> set[str]:
+    rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "logs.md").read_text(), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([a-z_]+\.[a-z_]+)`", row)}
+
+
+def test_every_event_is_explained() -> None:
+    explained = " ".join(sorted(documented_events()))
+    known = {event: re.search(rf"\b{event.replace('%s', '[a-z_]+')}\b", explained) for event in logged_events()}
+    assert len(known) > 90
+    assert [event for event, found in known.items() if not found] == []
+
+
+def test_no_event_is_explained_that_is_never_logged() -> None:
+    patterns = [re.compile(event.replace(".", r"\.").replace("%s", "[a-z_]+")) for event in set(logged_events())]
+    assert [name for name in documented_events() if not any(each.fullmatch(name) for each in patterns)] == []
 
 
 # --- compose
