@@ -42,6 +42,15 @@ def test_a_terminal_gets_columns_and_colours(monkeypatch: pytest.MonkeyPatch) ->
     assert "\t" not in screen.getvalue()
 
 
+def test_names_stay_whole_where_room_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    name, words = "acme/" + "a" * 30 + ".test", "Pebble Intermediate CA 04b871 " * 3
+    output.say_table(["NAME", "ISSUER", "NEXT"], [[Cell(name), Cell(words), Cell("2026-03-01 04:05")]])
+    assert name in screen.getvalue()
+    assert "2026-03-01 04:05" in screen.getvalue()
+
+
 def test_what_a_stranger_wrote_is_no_control_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = make_screen(monkeypatch)
     nasty = "x\x1b[2J\r\nforged\tline\u202e"

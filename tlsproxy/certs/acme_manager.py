@@ -34,7 +34,7 @@ from tlsproxy.certs.tools import Clock, Tools, utc_now
 from tlsproxy.certs.windows import Windows
 from tlsproxy.certs.wishes import Wishes
 from tlsproxy.errors import StoreError
-from tlsproxy.settings import Settings
+from tlsproxy.settings import Listen, Settings
 from tlsproxy.settings.acme import Acme
 from tlsproxy.store.base import CertificateStore
 from tlsproxy.store.challenges import Challenges
@@ -66,7 +66,7 @@ class AcmeManager:
         self.shelf = Shelf(tools)
         self.issuers = settings.acme.issuers()
         self.wishes = Wishes(settings.acme)
-        issuer = AcmeIssuer(tools, solvers_of(settings.acme, tools), self.quota, self.logins)
+        issuer = AcmeIssuer(tools, solvers_of(settings.acme, settings.listen, tools), self.quota, self.logins)
         attempts = Attempts(
             tools, self.shelf, issuer, self.issuers, key_type=settings.acme.key_type, accounts=self.logins.urls
         )
@@ -150,6 +150,7 @@ class AcmeManager:
         await self.keeper.run_errand(name, errand, progress)
         if self.keeper.is_on_demand(name):
             self.keeper.drop(name)
+        self.keeper.announce(name)  # a host on demand is served with it no longer
         self.keeper.look_again(name)
 
     async def roll_over(self, directory: str = "") -> list[tuple[str, str]]:
@@ -215,8 +216,11 @@ class AcmeManager:
                     self.logins.urls[issuer.directory_url] = account.url
 
 
-def solvers_of(acme: Acme, tools: Tools) -> Sequence[Solver]:
-    """Return what can prove names under these settings, in order of preference."""
+def solvers_of(acme: Acme, listen: Listen, tools: Tools) -> Sequence[Solver]:
+    """Return what can prove names under these settings, in order of preference.
+
+    Without a listener nobody answers: the CA would refuse it, and count that.
+    """
     challenges = Challenges(tools.store)
     provider = provider_of(acme.dns)
     made: dict[str, Solver] = {
@@ -225,4 +229,5 @@ def solvers_of(acme: Acme, tools: Tools) -> Sequence[Solver]:
     }
     if provider:
         made["dns-01"] = Dns01(provider, lookup_of(acme.dns), tools.requests, timeouts_of(acme.dns))
-    return [made[kind] for kind in acme.challenges if kind in made]
+    answered = {"http-01": bool(listen.http), "tls-alpn-01": bool(listen.https)}
+    return [made[kind] for kind in acme.challenges if kind in made and answered.get(kind, True)]

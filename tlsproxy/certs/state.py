@@ -18,6 +18,7 @@ from tlsproxy.certs import records
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.retries import LONGEST_RETRY_AFTER, is_hopeless, retry_delay
 from tlsproxy.certs.wanted import Held, Obtain, Wanted
+from tlsproxy.certs.words import moment
 
 FOLDER = "state"
 FAILURES_PER_CA = 3
@@ -177,7 +178,7 @@ def after_success(
     The next renewal begins with the first CA again. The window of the old certificate is forgotten: see `ari_due`.
     """
     known = {**state.winners, **(winners or {})}
-    text = f"from {held.directory or held.issuer}, valid until {held.not_after.isoformat()}"
+    text = f"from {held.directory or held.issuer}, valid until {moment(held.not_after)}"
     return State(
         fingerprint=wanted.fingerprint,
         busy={directory: until for directory, until in state.busy.items() if until > now},

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import typer
 
+_UNBROKEN = 16  # characters, as of "2026-03-01 04:05"
+
 
 class Cell(NamedTuple):
     """A piece of a table; `style` is rich's ("red"), for terminals."""
@@ -46,7 +48,10 @@ def harmless(text: str) -> str:
 
 
 def say_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print a table: with colours and as wide as the terminal, or one line per row with tabs between the columns."""
+    """Print a table: with colours and as wide as the terminal, or one line per row with tabs between the columns.
+
+    Where room is short, the first column (a name that people copy) and short ones stay whole.
+    """
     if not in_terminal():
         for row in [[Cell(column) for column in columns], *rows]:
             say("\t".join(harmless(cell.text) for cell in row))
@@ -55,7 +60,10 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        widest = max(len(harmless(row[number].text)) for row in rows) if rows else 0
+        table.add_column(column, no_wrap=number == 0 or widest <= _UNBROKEN)
     for row in rows:
         table.add_row(*(Text(harmless(cell.text), style=cell.style) for cell in row))
     Console().print(table)

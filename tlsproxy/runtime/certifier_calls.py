@@ -18,7 +18,8 @@ from tlsproxy.certs.attempt import Asked, Elsewhere, Failed, NotNow, Obtained, O
 from tlsproxy.certs.catalogue import Catalogue, UnknownCertificate
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
-from tlsproxy.certs.wanted import Held
+from tlsproxy.certs.wanted import Held, Wait
+from tlsproxy.certs.words import moment
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
 from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult
 from tlsproxy.runtime.naming import Names
@@ -212,7 +213,10 @@ def _result(name: str, outcome: Outcome) -> dict[str, Any]:
             return {"name": name, **_described(held)}
         case Failed(failure=failure):
             raise failure
-        case NotNow(action=action, held=held):
+        case NotNow(action=Wait(until=until, reason=reason)):
+            see = f"See: tlsproxy admin certs why {name}"
+            raise Refusal(409, f"{name}: nothing is ordered before {moment(until)}: {reason}. {see}")
+        case NotNow(action=action):
             raise Refusal(409, f"{name}: {action.reason or 'nothing is due'}.")
         case Elsewhere():
             raise Refusal(503, f"{name}: another process or machine works on it. See: tlsproxy admin certs why {name}")
