@@ -126,6 +126,16 @@ class TestFailOver:
             assert not [step for step in steps if "http-01" in step]
             assert ca.orders == 3
 
+    def test_a_challenge_that_nobody_listens_for_is_not_tried(self, tmp_path: Path, dns: ChallTestSrv) -> None:
+        ports, kinds = Ports(), ("http-01", "tls-alpn-01")
+        closed = ("env", "TLSPROXY_LISTEN__HTTP=")
+        with (
+            Pebble(tmp_path, dns=dns.address, http_port=ports.http, tls_port=ports.https) as ca,
+            running(tmp_path, ca, site("a.test"), ports=ports, challenges=kinds, before=closed) as proxy,
+        ):
+            obtained(proxy, "a.test")
+            assert ca.orders == 1
+
 
 HOOK = """
 import json, sys, urllib.request

@@ -20,8 +20,8 @@ import pytest
 from tests.fakes.certificate_authority import CertificateAuthority
 from tests.pebble import ChallTestSrv, Pebble
 from tests.system.acme import Ports, running, site, trusting
-from tests.system.commands import admin_json
-from tests.system.running import PATIENCE, Proxy, Server, free_port
+from tests.system.commands import admin, admin_json
+from tests.system.running import PATIENCE, Proxy, Server, free_port, until
 from tests.system.visitors import serial_of, visiting
 
 pytestmark = pytest.mark.system
@@ -115,6 +115,9 @@ class TestByPath:
             assert {greet(proxy, "one.shop.test", trust) for _ in range(CLIENTS)} == serials
             assert ca.orders == 2
             assert len(asked(app)) == 2
+            admin(proxy, "certs", "remove", "one.shop.test", "--yes")
+            until(lambda: greet(proxy, "one.shop.test", trust) not in serials, "another one is obtained")
+            assert asked(app)[2:] == [["one.shop.test", "127.0.0.2"]]
 
     def test_who_waits_holds_up_nobody_else(self, tmp_path: Path, ports: Ports, app: str) -> None:
         """The CA is held before it signs. One worker serves both clients."""
