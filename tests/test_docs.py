@@ -151,7 +151,7 @@ def logged_events() -> Iterator[str]:
                 case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"), attr=method), args=[*arguments]):
                     name = arguments[method == "log"]
                     assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: write the event's name out"
-                    yield name.value
+                    yield str(name.value)
 
 
 def documented_events() -> set[str]:
