@@ -11,6 +11,7 @@ import pytest
 from tlsproxy.certs import conversation
 from tlsproxy.certs.conversation import Conversation, Patience, finish_first
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
+from tlsproxy.certs.progress import Step
 from tlsproxy.certs.tools import Tools, utc_now
 from tlsproxy.store.base import open_store
 
@@ -111,6 +112,25 @@ def test_cancelling_waits_for_what_must_be_finished() -> None:
 
     asyncio.run(story())
     assert ended == [True]
+
+
+def test_why_it_waits_is_told_once(tools: Tools) -> None:
+    away = AcmeFailure(FailureKind.UNREACHABLE, type="caTimeout", directory="https://ca.test/dir")
+    left = [AcmeFailure(FailureKind.BUSY, detail="maintenance", directory="https://ca.test/dir"), away, away]
+    steps: list[Step] = []
+
+    def ask() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    async def story() -> str:
+        return await Conversation(tools, steps.append).insist(patience(5), ask)
+
+    assert asyncio.run(story()) == "done"
+    assert [step.kind for step in steps] == ["wait", "wait"]
+    assert steps[0].text.startswith("CA ca.test: the CA does not answer in time.")
+    assert "maintenance" in steps[1].text
 
 
 async def insist(tools: Tools, ask: object, word: str, *, seconds: float = 5.0) -> str:

@@ -209,6 +209,19 @@ def test_questions_are_answered(ca: CertificateAuthority) -> None:
     story(ca, tell)
 
 
+def test_why_tells_what_is_under_way(ca: CertificateAuthority) -> None:
+    async def tell(desk: Desk) -> None:
+        ca.processing_polls = -1
+        desk.calls.take(AdminCall(7, "renew", "a.test"))
+        while "finalize" not in desk.steps():
+            await asyncio.sleep(0.01)
+        why = (await desk.ask("why", "b.test")).body
+        assert why["now"] == {"step": "finalize", "host": "", "text": "asking for the signature"}
+        assert why["sentences"][1] == "Under way now: asking for the signature."
+
+    story(ca, tell)
+
+
 def test_account_keys_are_replaced(ca: CertificateAuthority) -> None:
     async def tell(desk: Desk) -> None:
         await desk.ask("renew", "a.test")

@@ -126,6 +126,17 @@ def check_explained(where: Proxy | Path, sentences: dict[str, str]) -> None:
     assert why[2].endswith(f" failed: {sentences['wrong.test']}")
 
 
+def test_a_ca_that_is_away_is_told_while_it_is_tried(tmp_path: Path, ports: Ports) -> None:
+    ca = CertificateAuthority(tmp_path)  # and nobody starts it
+    with running(tmp_path, ca, site("good.test"), ports=ports) as proxy:
+        away = proxy.wait_for("acme.waiting")["error"]
+        assert away.startswith(f"CA 127.0.0.1:{ca.port}: the CA can't be reached (Connection refused). Check this")
+        assert admin(proxy, "certs", "why", "good.test").lines == [
+            "acme/good.test: there is no certificate for good.test.",
+            f"Under way now: {away}",
+        ]
+
+
 def test_what_has_failed_is_rehearsed_first(tmp_path: Path, dns: ChallTestSrv, ports: Ports) -> None:
     """The staging CA is asked until it says yes; the real one then gives the certificate."""
     with (

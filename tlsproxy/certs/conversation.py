@@ -8,13 +8,17 @@ CA that is away for a moment in the middle of an order costs time, not the order
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
+from tlsproxy.certs.progress import Progress, Step, unwatched
 from tlsproxy.certs.tools import Tools
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,10 +57,12 @@ class Patience:
 
 
 class Conversation:
-    """Runs the blocking calls of one session, one after the other."""
+    """Runs the blocking calls of one session, one after the other. `progress` hears why it is waiting."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    # Mutable: _told (the trouble that `progress` has heard of last).
+
+    def __init__(self, tools: Tools, progress: Progress = unwatched) -> None:
+        self._tools, self._progress, self._told = tools, progress, ""
         self._turn = threading.Lock()
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -77,6 +83,10 @@ class Conversation:
         wait = (failure.retry_at - self._tools.now()).total_seconds() if failure.retry_at else None
         if wait is not None and wait > _LONGEST_RETRY_AFTER:
             raise failure  # it is told when to come back, and that is not within this order
+        if str(failure) != self._told:
+            self._told = str(failure)
+            self._progress(Step("wait", "", self._told))
+            logger.info("acme.waiting", extra={"directory": failure.directory, "error": self._told})
         try:
             await patience.pause(wait)
         except AcmeFailure:

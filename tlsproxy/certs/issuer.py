@@ -82,7 +82,7 @@ class _Run:
     def __init__(self, issuer: AcmeIssuer, job: Job, progress: Progress, lease: Lease | None) -> None:
         self._issuer, self._job, self._progress = issuer, job, progress
         self._tools, self._accounting = issuer.tools, issuer.accounting
-        self._talk = Conversation(issuer.tools)
+        self._talk = Conversation(issuer.tools, progress)
         self._placing = Placing(issuer.tools, issuer.accounting, job, self._talk, progress, lease)
         self._tried = Tried(winners=dict(job.winners))
         self._login: LogIn | None = None

@@ -72,6 +72,11 @@ class Work:
         self._watchers: list[Progress] = []
         self._steps: list[Step] = []
 
+    @property
+    def step(self) -> Step | None:
+        """What is being done now."""
+        return self._steps[-1] if self._steps else None
+
     def tell(self, step: Step) -> None:
         self._steps.append(step)
         for watcher in self._watchers:
@@ -136,6 +141,11 @@ class Keeper:
     def is_on_demand(self, name: str) -> bool:
         wanted = self._wanted.get(name)
         return wanted is not None and wanted.on_demand
+
+    def step(self, name: str) -> Step | None:
+        """Return what is being done now about a certificate, None if it is nothing."""
+        work = self._work.get(name)
+        return work.step if work else None
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._wanted)

@@ -120,7 +120,9 @@ class CertifierCalls:
         return await self._look_up(call, lambda catalogue, name: catalogue.show(name, _now()))
 
     async def _why(self, call: AdminCall) -> Any:
-        return await self._look_up(call, lambda catalogue, name: catalogue.why(name, _now()))
+        answer = await self._look_up(call, lambda catalogue, name: catalogue.why(name, _now()))
+        step = self.acme.keeper.step(answer["name"]) if self.acme else None
+        return _with_step(answer, step) if step else answer
 
     async def _look_up(self, call: AdminCall, look: Callable[[Catalogue, str], Any]) -> Any:
         return await asyncio.to_thread(lambda: look(self._catalogue(), call.name))
@@ -220,6 +222,17 @@ def _result(name: str, outcome: Outcome) -> dict[str, Any]:
             raise Refusal(409, f"{name}: {action.reason or 'nothing is due'}.")
         case Elsewhere():
             raise Refusal(503, f"{name}: another process or machine works on it. See: tlsproxy admin certs why {name}")
+
+
+def _with_step(why: dict[str, Any], step: Step) -> dict[str, Any]:
+    """Say what is done now where the plan says what would be done next."""
+    certificate, _, *others = why["sentences"]
+    now = f"Under way now: {step}{'' if str(step).endswith('.') else '.'}"
+    return {
+        **why,
+        "now": {"step": step.kind, "host": step.host, "text": step.text},
+        "sentences": [certificate, now, *others],
+    }
 
 
 def _described(held: Held) -> dict[str, Any]:
