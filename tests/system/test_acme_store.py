@@ -138,3 +138,22 @@ def test_a_store_that_was_moved_is_served_from(
         assert proxy.count("certificate.ordering") == 0
         admin(proxy, "certs", "renew", "a.test")  # the account was moved as well
     assert (ca.orders, ca.accounts) == (orders + 1, accounts)
+
+
+@pytest.mark.parametrize("challenge", ["http-01", "tls-alpn-01"])
+def test_another_proxy_with_the_same_store_answers_the_ca(
+    tmp_path: Path, ca: Pebble, ports: Ports, app: str, challenge: str
+) -> None:
+    """The CA looks where the one proxy listens; the other one has ordered."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    shared, kinds, trust = ("env", f"TLSPROXY_STORE__URL=file://{one}/store"), (challenge,), trusting(ca.root())
+    with running(one, ca, site("b.test", backend=app), ports=ports, challenges=kinds) as first:
+        first.wait_for("certificate.obtained", certificate="acme/b.test")
+        sites = site("a.test", backend=app) + site("b.test", backend=app)
+        with running(other, ca, sites, ports=Ports(), challenges=kinds, before=shared) as second:
+            obtain(second)
+            second.open("a.test", trust).close()
+            second.open("b.test", trust).close()
+            assert second.count("certificate.ordering") == 1
