@@ -107,7 +107,7 @@ def test_a_ca_that_rejects_every_nonce_is_busy(ca: CertificateAuthority, session
     ca.fails("order", "badNonce", times=1000)
     failure = refusal(session.new_order, ["a.test"])
     assert (failure.kind, failure.type, failure.step) == (FailureKind.BUSY, "badNonce", "order")
-    assert ca.count["order"] == 20
+    assert ca.count["order"] == 64
 
 
 def test_nonces_that_ran_out_of_time_do_not_last(ca: CertificateAuthority, session: AcmeSession) -> None:
