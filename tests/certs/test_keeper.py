@@ -225,6 +225,31 @@ def test_a_full_disk_is_found_before_a_ca_is_asked(ca: CertificateAuthority) -> 
     assert ca.count["order"] == 2
 
 
+def test_a_store_that_can_not_be_written_is_no_reason_to_ask_every_second(ca: CertificateAuthority) -> None:
+    """The question when to renew is due, and stays so."""
+
+    class ReadOnly(MemoryRecords):
+        is_read_only = False
+
+        def acquire(self, name: str, seconds: float) -> Lease | None:
+            if self.is_read_only:
+                raise StoreError("it can only be read")
+            return super().acquire(name, seconds)
+
+    records = ReadOnly()
+    with make_house(ca, store=CertificateStore(records)) as house:
+        house.want("a.test")
+        ca.now = house.desk.clock
+        asyncio.run(house.look())
+        asked = ca.count["renewal-info"]
+        records.is_read_only = True
+        asyncio.run(house.look(later=1 * DAY))
+        again = house.keeper._agenda.when(NAME)
+        assert again is not None
+        assert again - house.desk.clock() > 9 * MINUTE
+    assert ca.count["renewal-info"] == asked == 1
+
+
 def test_a_certificate_that_could_not_be_stored_is_fetched_again(ca: CertificateAuthority) -> None:
     records = FullRecords()
     with make_house(ca, store=CertificateStore(records)) as house:

@@ -22,7 +22,7 @@ from typing import Protocol, assert_never
 
 from tlsproxy.certs.agenda import Agenda
 from tlsproxy.certs.ari import ari_due, ari_next_check
-from tlsproxy.certs.attempt import Asked, Attempts, Elsewhere, Failed, NotNow, Obtained, Outcome
+from tlsproxy.certs.attempt import PAUSE, Asked, Attempts, Elsewhere, Failed, NotNow, Obtained, Outcome
 from tlsproxy.certs.limiter import PARALLEL
 from tlsproxy.certs.plan import plan
 from tlsproxy.certs.progress import Progress, Step
@@ -353,8 +353,9 @@ class Keeper:
     def _ask(self, wanted: Wanted) -> Errand:
         async def errand(_: Work) -> None:
             async with self._questions:
-                await self._windows.fetch(wanted.name)
-            self._note(wanted)
+                was_asked = await self._windows.fetch(wanted.name)
+            # Else it is due still, and would be so in a second.
+            self._note(wanted, not_before=None if was_asked else self._tools.now() + PAUSE)
 
         return errand
 

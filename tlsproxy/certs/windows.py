@@ -63,18 +63,22 @@ class Windows:
         self._lines: dict[str, _Line] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def fetch(self, name: str) -> None:
-        """Fetch the window of the certificate that is in the store now, if it is due. Logs what goes wrong."""
+    async def fetch(self, name: str) -> bool:
+        """Fetch the window of the certificate that is in the store now, if it is due. Logs what goes wrong.
+
+        False: nothing could be asked, for want of the store or because another process works on the certificate.
+        """
         try:
             async with holding(self._tools, name) as lease:
                 if lease is None:
-                    return
+                    return False
                 held, state = await self._shelf.reread(name)
-                if held is None or not ari_due(state, held, self._tools.now()):
-                    return
-                await self._shelf.save(name, await self._ask(name, held, state), lease)
+                if held is not None and ari_due(state, held, self._tools.now()):
+                    await self._shelf.save(name, await self._ask(name, held, state), lease)
+                return True
         except StoreError as error:
             logger.warning("certificate.window_not_kept", extra={"certificate": name, "error": str(error)})
+            return False
 
     def close(self) -> None:
         for line in self._lines.values():
