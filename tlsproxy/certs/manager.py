@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from tlsproxy.certs.adopting import adopt
 from tlsproxy.certs.files import FileWatch, log_doubts
 from tlsproxy.certs.internal import ensure
 from tlsproxy.errors import CertificateError, StoreError
@@ -46,6 +47,7 @@ class CertificateManager:
             self._check(now)
         except StoreError as error:
             problems.append(str(error))
+        adopt(self._sites, self._store, now)
         return list(dict.fromkeys(problems))
 
     def tick(self, now: datetime) -> tuple[str, ...]:
