@@ -122,7 +122,17 @@ class CertifierCalls:
     async def _why(self, call: AdminCall) -> Any:
         answer = await self._look_up(call, lambda catalogue, name: catalogue.why(name, _now()))
         step = self.acme.keeper.step(answer["name"]) if self.acme else None
-        return _with_step(answer, step) if step else answer
+        if step:
+            return _with_step(answer, step)
+        return _with_trouble(answer, await asyncio.to_thread(self._store_trouble))
+
+    def _store_trouble(self) -> str:
+        """Return why the store takes nothing, or "". It is tried: what came of it could be remembered nowhere."""
+        try:
+            self._store.self_test()
+        except StoreError as error:
+            return str(error)
+        return ""
 
     async def _look_up(self, call: AdminCall, look: Callable[[Catalogue, str], Any]) -> Any:
         return await asyncio.to_thread(lambda: look(self._catalogue(), call.name))
@@ -222,6 +232,14 @@ def _result(name: str, outcome: Outcome) -> dict[str, Any]:
             raise Refusal(409, f"{name}: {action.reason or 'nothing is due'}.")
         case Elsewhere():
             raise Refusal(503, f"{name}: another process or machine works on it. See: tlsproxy admin certs why {name}")
+
+
+def _with_trouble(answer: dict[str, Any], trouble: str) -> dict[str, Any]:
+    """Say that nothing can be obtained, if that is not said already."""
+    sentences: list[str] = answer["sentences"]
+    if not trouble or any(trouble in sentence for sentence in sentences):
+        return answer
+    return {**answer, "sentences": [*sentences[:2], f"That can't be done at the moment: {trouble}", *sentences[2:]]}
 
 
 def _with_step(why: dict[str, Any], step: Step) -> dict[str, Any]:
