@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.certificate_authority import CertificateAuthority
 from tests.pebble import ChallTestSrv, Pebble
-from tests.system.acme import Ports, running, site, trusting
+from tests.system.acme import Ports, running, served, site, trusting
 from tests.system.commands import admin, admin_json, row, tlsproxy
 from tests.system.running import Proxy
 
@@ -124,6 +124,20 @@ def check_explained(where: Proxy | Path, sentences: dict[str, str]) -> None:
     assert ": there is no certificate yet, but 1 attempt failed; the next is on " in why[1]
     assert why[2].startswith("The attempt of ")
     assert why[2].endswith(f" failed: {sentences['wrong.test']}")
+
+
+def test_a_host_that_fails_costs_those_before_it_nothing(tmp_path: Path, dns: ChallTestSrv, ports: Ports) -> None:
+    """A site gets a second host, which does not lead here."""
+    with Pebble(tmp_path, dns=dns.address, http_port=ports.http) as ca:
+        with running(tmp_path, ca, site("good.test"), ports=ports) as proxy:
+            obtained(proxy, "good.test")
+        with running(tmp_path, ca, site("good.test", "closed.test"), ports=ports) as proxy:
+            proxy.wait_for("certificate.failing", certificate="acme/good.test")
+            proxy.open("good.test", trusting(ca.root())).close()
+            assert served(proxy, "closed.test") is None
+            why = admin(proxy, "certs", "why", "closed.test").lines
+            assert why[0].startswith("acme/good.test: the certificate for good.test, issued by CN=Pebble Intermediate")
+            assert "it does not cover closed.test, but 1 attempt failed" in why[1]
 
 
 def test_a_ca_that_is_away_is_told_while_it_is_tried(tmp_path: Path, ports: Ports) -> None:

@@ -144,11 +144,11 @@ def _certificate_words(entry: Entry, now: datetime) -> str:
     if not entry.bundles:
         return f"{entry.name}: there is no certificate for {hosts}."
     bundle = entry.bundles[0]
-    issuer = f"issued by {bundle.issuer}"
+    what = f"the certificate for {listing(bundle.names)}, issued by {bundle.issuer}"
     if bundle.is_expired(now):
-        return f"{entry.name}: the certificate for {hosts}, {issuer}, expired on {moment(bundle.not_after)}."
+        return f"{entry.name}: {what}, expired on {moment(bundle.not_after)}."
     left = span(bundle.not_after - now)
-    return f"{entry.name}: the certificate for {hosts}, {issuer}, is valid until {moment(bundle.not_after)}, {left}."
+    return f"{entry.name}: {what}, is valid until {moment(bundle.not_after)}, {left}."
 
 
 def _decision_words(answer: dict[str, Any]) -> str:
