@@ -13,6 +13,7 @@ from tlsproxy.certs.ari import window_of
 from tlsproxy.certs.state import Ari, State, as_configured
 from tlsproxy.certs.wanted import Action, Held, IssuerId, Obtain, Park, Wait, Wanted
 from tlsproxy.certs.words import listing, moment, span
+from tlsproxy.settings.directories import find_known
 
 __all__ = ["Action", "Held", "IssuerId", "Obtain", "Park", "Wait", "Wanted", "plan", "renewal_time"]
 
@@ -148,8 +149,11 @@ def _after_last_success(held: Held, state: State) -> datetime | None:
 
 
 def _is_test(wanted: Wanted, held: Held) -> bool:
-    stagings = {issuer.staging for issuer in wanted.issuers} - {issuer.directory for issuer in wanted.issuers}
-    return bool(held.directory) and held.directory in stagings
+    """Tell whether a staging CA has issued it, ours or one that everybody knows, and none such is asked for."""
+    if held.directory in {"", *(issuer.directory for issuer in wanted.issuers)}:
+        return False
+    known = find_known(held.directory)
+    return held.directory in {issuer.staging for issuer in wanted.issuers} or (known is not None and known.is_staging)
 
 
 def _is_used(held: Held | None, state: State, now: datetime) -> bool:
