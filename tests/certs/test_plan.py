@@ -30,7 +30,7 @@ from tlsproxy.certs.plan import TICK, plan, renewal_time
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.state import Ari, State, after_rehearsal, after_revocation, after_success, by_hand, used
 from tlsproxy.certs.wanted import Action, Held, IssuerId, Obtain, Park, Wait, Wanted
-from tlsproxy.settings.directories import KNOWN
+from tlsproxy.settings.directories import directory_url
 
 VALIDATION, REFUSED, RATE_LIMITED = FailureKind.VALIDATION, FailureKind.REFUSED, FailureKind.RATE_LIMITED
 FRESH = State()
@@ -257,7 +257,7 @@ def test_the_staging_cas_own_trouble_keeps_nobody_from_the_real_one(kind: Failur
 
 @pytest.mark.parametrize("issuers", [(SECOND,), (replace(FIRST, staging=""),)], ids=["another CA", "no rehearsals"])
 def test_a_test_certificate_is_replaced_whatever_ca_takes_over(issuers: tuple[IssuerId, ...]) -> None:
-    tried_out = replace(SITE, directory=KNOWN["letsencrypt-staging"].url)
+    tried_out = replace(SITE, directory=directory_url("letsencrypt-staging"))
     action = plan(replace(WANTED, issuers=issuers), tried_out, FRESH, at(1))
     assert isinstance(action, Obtain)
     staying = replace(WANTED, issuers=(*issuers, IssuerId(tried_out.directory)))
