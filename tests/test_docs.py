@@ -13,6 +13,8 @@ import yaml
 from typer import Typer
 
 from tlsproxy import settings
+from tlsproxy.certs.limits import LETSENCRYPT
+from tlsproxy.certs.problems import from_problem
 from tlsproxy.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +118,9 @@ def test_configurations_in_documents_load(text: str, tmp_path: Path) -> None:
     """A snippet may be one section of a file: whatever it is, every key and value in it must be accepted."""
     config = tmp_path / "tlsproxy.toml"
     config.write_text(text)
+    (tmp_path / "secrets").mkdir()
+    for secret in re.findall(r'_file = "(secrets/[\w-]+)"', text):
+        (tmp_path / secret).write_text("bm90LWEtc2VjcmV0LWJ1dC1hcy1sb25nLWFzLW9uZSE=\n")
     assert settings.load(config, {}, {}, require_sites=False).path == config
 
 
@@ -169,6 +174,38 @@ def test_every_event_is_explained() -> None:
 def test_no_event_is_explained_that_is_never_logged() -> None:
     patterns = [re.compile(event.replace(".", r"\.").replace("%s", "[a-z_]+")) for event in set(logged_events())]
     assert [name for name in documented_events() if not any(each.fullmatch(name) for each in patterns)] == []
+
+
+# --- docs/certificates.md
+
+LOOKS = [
+    ("connection", "2001:db8::7: Fetching {url}: Connection refused"),
+    ("connection", "203.0.113.10: Fetching {url}: Timeout during connect (likely firewall problem)"),
+    ("connection", "203.0.113.10: Connection refused"),
+    ("connection", "During secondary validation: 203.0.113.10: Fetching {url}: Timeout during connect (likely …)"),
+    ("unauthorized", "203.0.113.10: Invalid response from {url}: 404"),
+    ("unauthorized", '203.0.113.10: Cannot negotiate ALPN protocol "acme-tls/1" for tls-alpn-01 challenge'),
+    ("dns", "DNS problem: NXDOMAIN looking up A for api.example.com - check that a DNS record exists"),
+    ("dns", "DNS problem: SERVFAIL looking up A for api.example.com - the nameservers may be malfunctioning"),
+    ("dns", "No valid IP addresses found for api.example.com"),
+    ("caa", "CAA record for example.com prevents issuance"),
+    ("unauthorized", "No TXT record found at _acme-challenge.api.example.com"),
+]
+"""What Let's Encrypt says after a look at a name: type of the problem, words."""
+
+
+@pytest.mark.parametrize(("problem", "words"), LOOKS)
+def test_the_sentences_about_failures_are_those_that_are_said(problem: str, words: str) -> None:
+    detail = words.format(url="http://api.example.com/.well-known/acme-challenge/Zm9v")
+    document = {"type": f"urn:ietf:params:acme:error:{problem}", "detail": detail}
+    failure = from_problem(document, status=403, step="validation", identifier="api.example.com")
+    assert f"| {failure} |" in (ROOT / "docs" / "certificates.md").read_text()
+
+
+def test_the_limits_of_the_ca_are_those_that_are_kept_to() -> None:
+    section = (ROOT / "docs" / "certificates.md").read_text().partition("## Limits of the CA")[2].partition("##")[0]
+    rows = re.findall(r"^\| [a-z][^|]+ \| (\d+)(?: in|,)", section, re.MULTILINE)
+    assert sorted(map(int, rows)) == sorted(limit.capacity for limit in LETSENCRYPT.table.values())
 
 
 # --- compose
