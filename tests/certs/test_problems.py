@@ -414,6 +414,7 @@ def test_every_kind_has_a_sentence(kind: FailureKind) -> None:
         ("dial tcp 127.0.0.66:5002: connect", "127.0.0.66"),
         ("x [192.0.2.1]: 404", "192.0.2.1"),
         ("Fetching http://[2001:db8::1]/x: Connection refused", "2001:db8::1"),
+        ("read tcp 192.0.2.9:38012->203.0.113.5:80: read: connection reset by peer", "203.0.113.5"),
         ("Error creating new order :: no", ""),
         ("at 10:05:00 of 2026-11-30, version 1.2.3", ""),
         ("999.1.1.1: Fetching", ""),

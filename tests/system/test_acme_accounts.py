@@ -164,9 +164,9 @@ def test_a_ca_that_has_forgotten_us_in_the_middle_of_an_order(tmp_path: Path, dn
         silent.settimeout(PATIENCE)
         dns.a("a.test", "127.0.0.9")
         with running(tmp_path, ca, site("a.test"), ports=ports) as proxy:
-            silent.accept()[0].close()
-            dns.a("a.test", "127.0.0.1")
-            ca.restart()
+            with silent.accept()[0]:
+                dns.a("a.test", "127.0.0.1")
+                ca.restart()
             obtained(proxy)
             proxy.open("a.test", trusting(ca.root())).close()
             assert (ca.accounts, ca.orders) == (2, 2)

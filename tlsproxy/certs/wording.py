@@ -36,7 +36,7 @@ def sentence(failure: AcmeFailure) -> str:
 
 def address_in(detail: str) -> str:
     """Return the IP address that the CA says it has tried, in canonical form, or ""."""
-    for found in _ADDRESS.finditer(detail):
+    for found in _ADDRESS.finditer(detail.rpartition("->")[2]):  # Go: "read tcp OURS:1024->THEIRS:80: connection reset"
         for text in (found[0], found[0].removesuffix(":")):
             try:
                 address = ipaddress.ip_address(text)
