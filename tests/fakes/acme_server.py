@@ -77,7 +77,8 @@ class HttpsServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: in two, the second waits 40 ms for the client's delayed ACK
+    wbufsize = -1  # head and body in one packet
+    disable_nagle_algorithm = True  # or the first answer waits 40 ms for the client's delayed ACK of the TLS tickets
     server: HttpsServer
 
     def _serve(self) -> None:

@@ -203,7 +203,11 @@ class CertificateAuthority:
     def start(self) -> Self:
         self._ended.clear()
         self._server = HttpsServer(("127.0.0.1", self.port), self.answer, self._https)
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.02},
+            daemon=True,  # one that a test that failed has left behind must not keep pytest from ending
+        ).start()
         return self
 
     def stop(self) -> None:
