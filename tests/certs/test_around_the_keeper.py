@@ -114,6 +114,23 @@ def test_a_wish_that_is_not_allowed_orders_nothing(house: House, ca: Certificate
     assert ca.count["order"] == 0
 
 
+def test_names_that_strangers_make_up_are_not_remembered(house: House, ca: CertificateAuthority) -> None:
+    async def story() -> Counter:
+        made = counter(house, ca)
+        made.status = 404
+        await made.wish(*(f"x{number}.a.test" for number in range(20)))
+        made.status = 200
+        ca.validation_fails("y.a.test", "dns", "NXDOMAIN looking up A for y.a.test")
+        await made.wish("y.a.test", "y.a.test")
+        await made.demand.close()
+        return made
+
+    made = asyncio.run(story())
+    assert len(made.asked) > 20
+    assert house.keeper.names() == ()
+    assert set(house.shelf._states) <= {"acme/y.a.test"}
+
+
 def test_who_waits_hears_of_a_failure_and_for_how_long(house: House, ca: CertificateAuthority) -> None:
     async def story() -> Counter:
         made = counter(house, ca)
@@ -127,7 +144,7 @@ def test_who_waits_hears_of_a_failure_and_for_how_long(house: House, ca: Certifi
     assert len(made.refused) == 2
     assert all(40 < seconds < 80 for _, _, seconds in made.refused)
     assert ca.count["order"] == 2  # one for each kind of challenge, and none for the second wish
-    assert house.keeper.wanted("acme/x.a.test")
+    assert house.keeper.wanted("acme/x.a.test") is None  # it is tried again when a client asks again
 
 
 def test_a_certificate_in_use_is_renewed_with_leave_only(house: House, ca: CertificateAuthority) -> None:

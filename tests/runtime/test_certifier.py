@@ -1,5 +1,6 @@
 """The certifier as a process: what it says on its control socket, and when it leaves."""
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue, replace, write_pair
+from tlsproxy.certs.manager import CertificateManager
+from tlsproxy.runtime.certifier import Certifier as CertifierProcess
 from tlsproxy.runtime.control import (
     AdminCall,
     AdminProgress,
@@ -21,6 +24,7 @@ from tlsproxy.runtime.control import (
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
+    ControlChannel,
     Drain,
     Drained,
     Failed,
@@ -244,3 +248,45 @@ def test_a_wish_that_comes_early_is_answered_like_any_other(
     refused = hear_only(certifier, CertificateRefused)
     assert isinstance(refused, CertificateRefused)
     assert (refused.host, refused.reason) == ("x.shop.test", "nobody could be asked: Connection refused")
+
+
+def test_what_talks_to_cas_is_set_up_again_until_it_works(
+    tmp_path: Path, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None in sys.modules makes an import fail, as a damaged installation or a full memory would."""
+    monkeypatch.setattr("tlsproxy.runtime.certifier.FIRST_RETRY", 0.05)
+    monkeypatch.setitem(sys.modules, "tlsproxy.certs.acme_manager", None)
+    settings = Settings.from_parent(acme_start(tmp_path, ca).settings)
+
+    async def story() -> tuple[str, str]:
+        ours, theirs = control_pair()
+        channel, other = await ControlChannel.open(theirs), await ControlChannel.open(ours)
+        store = open_store(settings.store.url)
+        living = asyncio.create_task(
+            CertifierProcess(channel, settings, store, CertificateManager(settings.sites, store), ()).serve()
+        )
+        other.send(Serve())
+        broken = await ask_state(other, "failed")
+        monkeypatch.delitem(sys.modules, "tlsproxy.certs.acme_manager")
+        working = await ask_state(other, "running")
+        other.send(Drain(1.0, last=True))
+        await living
+        channel.close()
+        other.close()
+        return broken, working
+
+    broken, working = asyncio.run(asyncio.wait_for(story(), 20))
+    assert broken.startswith("failed: ModuleNotFoundError: ")
+    assert working == "running"
+
+
+async def ask_state(supervisor: ControlChannel, wanted: str) -> str:
+    """Ask for the status until its state begins so."""
+    while True:
+        supervisor.send(AdminCall(1, "status"))
+        while not isinstance(message := await supervisor.receive(), AdminResult):
+            assert message is not None
+        state: str = message.body["state"]
+        if state.startswith(wanted):
+            return state
+        await asyncio.sleep(0.01)

@@ -43,6 +43,7 @@ NAMES = Names([ACME, INTERNAL, FILES, ON_DEMAND])
         ("internal/one.shops.example", "internal/one.shops.example", None),
         ("gone.example", "acme/gone.example", None),
         ("[::1]", "acme/::1", None),
+        ("internal-ca", "internal-ca", None),
     ],
 )
 def test_a_name_means(given: str, certificate: str, of: Site | None) -> None:

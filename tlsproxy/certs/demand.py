@@ -1,8 +1,8 @@
 """A client waits for a certificate of its own: allow, obtain, tell.
 
 Knows: the way from a wish to an answer for the workers. Does not know: who allows (ondemand.py), how an order goes.
-Rules: every wish gets an answer, and whoever waits hears of it at once; nothing is obtained without leave; what is in
-the store already needs none.
+Rules: every wish gets an answer, and whoever waits hears of it at once; nothing is obtained or remembered without
+leave; what is in the store already needs none.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Demand:
 
     async def _grant(self, host: str, client: str) -> None:
         """Workers also wish for what they serve, every few hours of its second half: so we know what is in use."""
-        self._keeper.add(self._wishes.of_demand(host))
         if await self._is_good(host):
+            self._keeper.add(self._wishes.of_demand(host))
             self._keeper.announce(acme_name(host))
             await self._keeper.obtain(acme_name(host), Asked(by_client=True), unwatched)  # notes that it is in use
             return
@@ -89,6 +89,7 @@ class Demand:
         name = acme_name(host)
         outcome: Outcome = Elsewhere()
         for _ in range(_LOOKS):
+            self._keeper.add(self._wishes.of_demand(host))  # another wish for it may have ended in vain meanwhile
             outcome = await self._keeper.obtain(name, Asked(by_client=True), unwatched)
             if await self._is_there(host):
                 self._keeper.announce(name)  # once more: it may have been there before this wish
@@ -96,6 +97,8 @@ class Demand:
             if not isinstance(outcome, Elsewhere):
                 break
             await asyncio.sleep(_LOOK)
+        if self._shelf.held(name) is None:
+            self._keeper.drop(name)  # strangers choose these names: what came to nothing is not remembered
         self._refuse(host, _reason(outcome), self._pause(outcome))
 
     async def _is_good(self, host: str) -> bool:

@@ -74,14 +74,18 @@ class Shelf:
         """Read one certificate and its state, whatever memory says. Raises StoreError."""
         store = self._tools.store
         held, state = await self._tools.in_store(lambda: (read_held(store, name), read_state(store, name)))
-        state = self._unsaved.get(name) or state or _FRESH
-        self._states[name] = state
+        state = self._unsaved.get(name) or state
         self._unreadable.pop(name, None)
+        # Strangers may choose the name: nothing is kept of one that has nothing.
+        if state is None:
+            self._states.pop(name, None)
+        else:
+            self._states[name] = state
         if held is None:
             self._held.pop(name, None)
         else:
             self._held[name] = held
-        return held, state
+        return held, state or _FRESH
 
     async def put(self, name: str, bundle: Bundle, lease: Lease | None) -> Held:
         """Store a certificate. Raises StoreError, LeaseLost."""

@@ -216,7 +216,7 @@ def _options(body: bytes) -> Iterator[tuple[str, str]]:
         return
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(400, "the body is not JSON") from error
     if not isinstance(fields, dict) or any(isinstance(value, dict | list) for value in fields.values()):
         raise Refusal(400, 'the body must be a JSON object of plain values, like {"force": true}')

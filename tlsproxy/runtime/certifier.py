@@ -54,6 +54,10 @@ POLL_INTERVAL = 2.0
 """Seconds between looks at the certificate files."""
 MARGIN = 0.5
 """Seconds of a drain that are kept for what comes after the orders, and least seconds for them."""
+TOO_EARLY = 0.5
+"""Seconds until a client may ask again whose wish came before anybody could grant it."""
+FIRST_RETRY, LONGEST_RETRY = 5.0, 300.0
+"""Seconds between tries to set up what talks to CAs."""
 ORPHANED = 2.0
 """Seconds to clean up in when the supervisor is gone: nobody waits, but a CA may still look at an answer of ours."""
 MOST_EARLY = 1000
@@ -179,25 +183,40 @@ class Certifier:
         elif self._early is not None and len(self._early) < MOST_EARLY:
             self._early.append(wish)
         else:
-            self._refuse(wish.host, "nobody can grant it now, see the log", MARGIN)
+            self._refuse(wish.host, "nobody can grant it now, see the log", TOO_EARLY)
 
     async def _start_acme(self) -> None:
         """Bring in what talks to CAs: after Ready, in a thread, and only for sites that want it. It takes a while."""
         if not any(site.certificate in ("acme", "on_demand") for site in self._settings.sites):
             return
+        pause = FIRST_RETRY
+        while self._acme is None:
+            try:
+                self._acme = self._calls.acme = await self._make_acme()
+            except Exception as error:
+                logger.exception("certifier.acme_failed", extra={"retry_in": pause})
+                self._calls.trouble = f"{type(error).__name__}: {error}"
+            self._grant_early()
+            if self._acme is None:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_RETRY)
+
+    async def _make_acme(self) -> AcmeManager:
+        module = await asyncio.to_thread(importlib.import_module, "tlsproxy.certs.acme_manager")
+        acme: AcmeManager = module.AcmeManager(
+            self._settings, self._store, announce=self._announce, refuse=self._refuse, addresses=self._addresses
+        )
         try:
-            module = await asyncio.to_thread(importlib.import_module, "tlsproxy.certs.acme_manager")
-            acme: AcmeManager = module.AcmeManager(
-                self._settings, self._store, announce=self._announce, refuse=self._refuse, addresses=self._addresses
-            )
             await acme.start()
-            self._acme = self._calls.acme = acme
-        except Exception:
-            logger.exception("certifier.acme_failed")
-        finally:
-            early, self._early = self._early or [], None
-            for wish in early:
-                self._wish(wish)
+        except BaseException:
+            await acme.stop(MARGIN)
+            raise
+        return acme
+
+    def _grant_early(self) -> None:
+        early, self._early = self._early or [], None
+        for wish in early:
+            self._wish(wish)
 
     def _announce(self, names: tuple[str, ...]) -> None:
         self._channel.send(CertificatesChanged(names))

@@ -21,7 +21,7 @@ from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.wanted import Held, Wait
 from tlsproxy.certs.words import moment
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
-from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult
+from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult, ControlError
 from tlsproxy.runtime.naming import Names
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import CertificateStore
@@ -47,7 +47,7 @@ class Refusal(Exception):
 class CertifierCalls:
     """Answers calls, each in a task of its own; `close` ends them."""
 
-    # Mutable: acme (set when it is there), _tasks (calls without a result).
+    # Mutable: acme (set when it is there), trouble (why it is not, "" while it starts), _tasks (without a result).
 
     def __init__(
         self, settings: Settings, store: CertificateStore, send: Send, announce: Callable[[str], None]
@@ -57,6 +57,7 @@ class CertifierCalls:
         self._sites = {certificate_name(site): site for site in settings.sites if site.certificate != "on_demand"}
         self._tasks: set[asyncio.Task[None]] = set()
         self.acme: AcmeManager | None = None
+        self.trouble = ""
         self._verbs: Mapping[str, Callable[[AdminCall], Awaitable[Any]]] = {
             "list": self._list,
             "show": self._show,
@@ -103,7 +104,13 @@ class CertifierCalls:
         except Exception:
             logger.exception("certifier.call_failed", extra={"verb": call.verb, "certificate": call.name})
         finally:
+            self._conclude(call, status, body)
+
+    def _conclude(self, call: AdminCall, status: int, body: Any) -> None:
+        try:
             self._send(AdminResult(call.id, status, body))
+        except ControlError as error:  # longer than the wire takes
+            self._send(AdminResult(call.id, 500, _error(f"the answer is too long to be passed on ({error})")))
 
     async def _carry_out(self, call: AdminCall) -> Any:
         verb = self._verbs.get(call.verb)
@@ -141,7 +148,12 @@ class CertifierCalls:
         """From memory: monitoring asks often, and a walk through ten thousand records takes seconds."""
         others = [site for site in self._settings.sites if site.certificate not in ("acme", "on_demand")]
         counts = self.acme.counts() if self.acme else {"valid": 0, "pending": 0, "failed": 0}
-        return {"state": "running", **counts, "valid": counts["valid"] + len(others)}
+        return {"state": self._state(), **counts, "valid": counts["valid"] + len(others)}
+
+    def _state(self) -> str:
+        if self.acme or all(site.certificate not in ("acme", "on_demand") for site in self._settings.sites):
+            return "running"
+        return f"failed: {self.trouble}" if self.trouble else "starting"
 
     async def _quota(self, _: AdminCall) -> Any:
         return await asyncio.to_thread(lambda: self._catalogue().quota(_now()))
@@ -208,7 +220,9 @@ class CertifierCalls:
 
     def _ready_acme(self) -> AcmeManager:
         if self.acme is None:
-            raise Refusal(503, "no CA can be asked yet: the certifier has just started, or no site wants one.")
+            why = f"it could not be set up ({self.trouble})" if self.trouble else "it has just started"
+            idle = "no site wants a certificate of one" if self._state() == "running" else why
+            raise Refusal(503, f"the certifier can't ask a CA: {idle}. See the log of the proxy, and try again.")
         return self.acme
 
     def _progress(self, call: AdminCall) -> Progress:

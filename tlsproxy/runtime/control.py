@@ -40,7 +40,7 @@ class Start:
     for the certifier, which looks whether what it obtained is served.
     """
 
-    settings: str
+    settings: str = dataclasses.field(repr=False)
     listeners: tuple[tuple[ListenerKind, int, int], ...] = ()
     ticket_secret: str = dataclasses.field(default="", repr=False)
     slot: int = 0

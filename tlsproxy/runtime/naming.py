@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from tlsproxy.settings import Site
 from tlsproxy.store.bundle import normal_host
-from tlsproxy.store.sources import acme_name, certificate_name
+from tlsproxy.store.sources import ROOT_NAME, acme_name, certificate_name
 
 
 class Names:
@@ -24,7 +24,7 @@ class Names:
 
     def certificate(self, given: str) -> str:
         """Return the name in the store: `acme/a.test` for `a.test`, for `B.test` beside it, and for `acme/a.test`."""
-        if "/" in given:
+        if "/" in given or given == ROOT_NAME:
             return given
         site = self._serving(normal_host(given))
         return acme_name(normal_host(given)) if site is None or _has_many(site) else certificate_name(site)
