@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.answering import answering
+from tests.cli.test_output import make_screen
 from tests.store.pki import issue
 from tlsproxy import cli
 from tlsproxy.cli import certs
@@ -56,6 +57,20 @@ def test_list_comes_from_the_store(held: CertificateStore, folder: Path, capsys:
         ["internal/localhost", "pending"],
     ]
     assert rows[0][2] == "29 d"
+
+
+def test_in_a_terminal_an_error_stands_whole_below_the_table(
+    held: CertificateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "shop.example.com: the CA could not reach http://shop.example.com/… Open port 80 there."
+    when = "2026-11-22T20:00:00+00:00"
+    held.put_record("state", "acme/shop.example.com", {"last_error": {"when": when, "sentence": sentence}})
+    screen = make_screen(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["admin", "certs", "list"]) == 0
+    table, _, below = screen.getvalue().partition("\n\n")
+    assert below == f"{sentence}\n"
+    assert "NOTE" not in table
 
 
 def test_list_as_json_has_the_promised_keys(held: CertificateStore, capsys: Output) -> None:

@@ -14,7 +14,18 @@ import typer
 
 from tlsproxy.cli import certfiles
 from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target, YesOption
-from tlsproxy.cli.output import Cell, complain, confirm, harmless, say, say_fields, say_json, say_table, steps
+from tlsproxy.cli.output import (
+    Cell,
+    complain,
+    confirm,
+    harmless,
+    in_terminal,
+    say,
+    say_fields,
+    say_json,
+    say_table,
+    steps,
+)
 from tlsproxy.errors import TlsproxyError
 
 if TYPE_CHECKING:
@@ -40,6 +51,11 @@ def list_certificates(config: ConfigOption = None, socket: SocketOption = None, 
     rows = target.ask(lambda client: client.get("certs"), lambda: target.look_up(lambda catalogue: catalogue.rows(now)))
     if as_json:
         say_json(rows)
+    elif in_terminal():
+        say_table(_COLUMNS[:-1], [_cells(row, now)[:-1] for row in rows])
+        for row in rows:
+            if row["last_error"]:  # a sentence, perhaps with a command to copy, has no room in a column
+                say(f"\n{harmless(_about(row))}")
     else:
         say_table(_COLUMNS, [_cells(row, now) for row in rows])
 
@@ -176,6 +192,12 @@ def _cells(row: Mapping[str, Any], now: datetime) -> list[Cell]:
         Cell(next_step[:16].replace("T", " ")),
         Cell(row["last_error"] or "", "red"),
     ]
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    """Return the error with the name that it is about, which most say themselves."""
+    error: str = row["last_error"]
+    return error if error.startswith(tuple(f"{host}:" for host in row["names"])) else f"{row['name']}: {error}"
 
 
 def _left(begin: datetime | None, end: datetime | None, now: datetime) -> Cell:
