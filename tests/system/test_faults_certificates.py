@@ -241,8 +241,8 @@ class TestClock:
             ca.now = lambda: datetime.now(UTC) + ahead
             put(clock, b"+91d")
             hello(client)
-            admin(proxy, "certs", "obtain", HOST)  # by itself it looks within ten minutes
-            until_served(proxy, HOST, ca)
+            tlsproxy(tmp_path, "admin", "certs", "obtain", HOST)  # by itself it looks within ten minutes
+            expect_renewed(proxy, ca)
             hello(client)
             put(clock, b"-2d")
             hello(client)
