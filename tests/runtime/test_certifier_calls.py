@@ -16,7 +16,7 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue
 from tlsproxy.certs.acme_manager import AcmeManager
 from tlsproxy.runtime.certifier_calls import CertifierCalls
-from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult
+from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult, ControlError
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import CertificateStore, open_store
 
@@ -257,3 +257,23 @@ def test_whoever_waits_when_the_certifier_leaves_gets_an_answer(ca: CertificateA
         assert (result.id, result.status) == (7, 503)
 
     story(ca, tell)
+
+
+def test_an_answer_that_is_too_long_is_still_a_result(tmp_path: Path) -> None:
+    sent: list[AdminProgress | AdminResult] = []
+
+    def send(message: AdminProgress | AdminResult) -> None:
+        if isinstance(message, AdminResult) and message.status == 200:
+            raise ControlError("control message AdminResult has 9 bytes, the limit is 8")
+        sent.append(message)
+
+    async def story() -> None:
+        calls = CertifierCalls(Settings(), open_store("memory:"), send, lambda _: None)
+        calls.take(AdminCall(1, "list"))
+        while not sent:
+            await asyncio.sleep(0.01)
+        await calls.close()
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+    assert sent == [AdminResult(1, 500, {"error": sent[0].body["error"]})]  # type: ignore[union-attr]
+    assert "too long" in str(sent[0])

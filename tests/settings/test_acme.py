@@ -49,6 +49,16 @@ def test_secrets_reach_a_child_unchanged() -> None:
     assert received.on_demand.per_domain == Rate(3, 60.0)
 
 
+def test_a_worker_gets_the_key_of_the_store_and_no_other_secret() -> None:
+    sites = [{"hosts": ["*"], "backends": ["127.0.0.1:8000"], "certificate": "on_demand"}]
+    settings = Settings.model_validate({**SECTIONS, "sites": sites})
+    text = settings.for_worker()
+    assert [name for name, secret in SECRETS.items() if secret in text] == ["master"]
+    received = Settings.from_parent(text)
+    assert received.sites == settings.sites
+    assert received.store == settings.store
+
+
 def test_nothing_else_shows_a_secret() -> None:
     settings = Settings.model_validate(SECTIONS)
     shown = repr(settings) + str(settings) + repr(settings.model_dump()) + repr(settings.acme.issuers())

@@ -124,13 +124,13 @@ class Supervisor:
         await asyncio.gather(drain, return_exceptions=True)
 
     def _make_generation(self, number: int) -> Generation:
-        settings = self._settings.for_child()
         inherited: tuple[tuple[ListenerKind, int, int], ...] = tuple(
             (listener.kind, listener.socket.fileno(), listener.slot) for listener in self._listeners
         )
         environment = openssl_environment()
-        first = Start(settings, generation=number, addresses=_https_addresses(self._listeners))
+        first = Start(self._settings.for_child(), generation=number, addresses=_https_addresses(self._listeners))
         certifier = ChildSpec("certifier", "tlsproxy.runtime.certifier", first, {})
+        settings = self._settings.for_worker()
         starts = [
             Start(settings, inherited, self._ticket_secret, slot, number)
             for slot in range(self._settings.resolve_workers())

@@ -268,7 +268,7 @@ class Site(Section):
 
 
 class Settings(Section):
-    """All of it. `for_child` and `from_parent` carry it to a child process unchanged."""
+    """All of it. `for_child` and `from_parent` carry it to a child process unchanged, `for_worker` without secrets."""
 
     listen: Listen = Listen()
     server: Server = Server()
@@ -293,9 +293,13 @@ class Settings(Section):
         """Return JSON for a child process, secrets and all: nothing to be logged."""
         return self.model_dump_json(exclude_defaults=True)
 
+    def for_worker(self) -> str:
+        """Return JSON for a process that faces strangers: without what only those need who talk to CAs and DNS."""
+        return self.model_dump_json(exclude_defaults=True, exclude={"acme", "on_demand", "events", "admin"})
+
     @classmethod
     def from_parent(cls, text: str) -> Self:
-        """Return what `for_child` gave another process of this version."""
+        """Return what `for_child` or `for_worker` gave another process of this version."""
         return cls.model_validate_json(text, context=_KEPT)
 
     def resolve_workers(self) -> int:
