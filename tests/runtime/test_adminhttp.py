@@ -213,17 +213,13 @@ def test_one_who_leaves_in_the_middle_ends_the_lines() -> None:
     assert ended == [True]
 
 
-@pytest.mark.parametrize("limit", ["READ_TIME", "WRITE_TIME"])
-def test_one_who_neither_speaks_nor_listens_is_left(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adminhttp, limit, 0.05)
+def test_one_who_does_not_listen_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adminhttp, "WRITE_TIME", 0.05)
 
     async def handle(_: Request) -> Answer:
         return Answer(200, "x" * 10_000_000)
 
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        if limit == "READ_TIME":
-            writer.write(GET[:10])
-            return await reader.read()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(GET)
         return b""
@@ -269,3 +265,25 @@ def test_one_too_many_is_turned_away() -> None:
 def test_no_bytes_are_an_accident(pieces: list[bytes]) -> None:
     said = talk(b"".join(pieces))
     assert said == b"" or said.split(b" ")[1] in {b"200", b"400", b"403"}
+
+
+def test_a_head_is_answered_without_a_body() -> None:
+    head, _, body = talk(request("/certs", method="HEAD")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"Content-Length: " in head
+    assert body == b""
+
+
+def test_a_body_that_is_nested_without_end_is_refused() -> None:
+    assert answer_to(request("/certs", method="POST", body=b"[" * 60_000))[0] == 400
+
+
+@pytest.mark.parametrize(("sent", "answered"), [(b"", b""), (GET[:20], b"HTTP/1.1 408 "), (GET[:-2], b"HTTP/1.1 408 ")])
+def test_who_begins_and_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch, sent: bytes, answered: bytes) -> None:
+    monkeypatch.setattr(adminhttp, "READ_TIME", 0.05)
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(sent)
+        return await reader.read()
+
+    assert asyncio.run(play_with(mirror, play))[: len(answered) or None] == answered

@@ -99,18 +99,18 @@ async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 
 
 class _Connection:
-    # Mutable: the states inside h11.
+    # Mutable: the states inside h11, _is_head (of the request at hand).
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._is_head = False
 
     async def exchange(self, handle: Handler) -> bool:
         """Serve one request; return whether another may follow."""
         try:
-            async with asyncio.timeout(READ_TIME):
-                request = await self._read()
+            request = await self._read_in_time()
             if request is None:
                 return False
             answer = await self._ask(handle, request)
@@ -138,11 +138,22 @@ class _Connection:
                 500, {"error": "this failed in a way that was not foreseen; the log of the proxy shows where"}
             )
 
+    async def _read_in_time(self) -> Request | None:
+        """Raises Refusal for a request that began and did not arrive; an idle client is left without a word."""
+        try:
+            async with asyncio.timeout(READ_TIME):
+                return await self._read()
+        except TimeoutError:
+            if self._h11.their_state is h11.IDLE and not self._h11.trailing_data[0]:
+                return None
+            raise Refusal(408, f"the request did not arrive within {READ_TIME:g} seconds") from None
+
     async def _read(self) -> Request | None:
         """Return the next request, None when the client has closed. Raises Refusal."""
         head = await self._next_event()
         if not isinstance(head, h11.Request):
             return None
+        self._is_head = head.method == b"HEAD"
         _refuse_browsers(head)
         body = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):
@@ -160,8 +171,9 @@ class _Connection:
 
     async def _send(self, answer: Answer) -> None:
         body = _json(answer.body)
-        headers = [("Content-Length", str(len(body))), *answer.headers]
-        await self._write(_response(answer.status, _JSON, headers), h11.Data(body), h11.EndOfMessage())
+        head = _response(answer.status, _JSON, [("Content-Length", str(len(body))), *answer.headers])
+        content = () if self._is_head else (h11.Data(body),)
+        await self._write(head, *content, h11.EndOfMessage())
 
     async def _send_lines(self, lines: Lines) -> None:
         async with contextlib.aclosing(lines):
