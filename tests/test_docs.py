@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
-from typer import Typer
 
 from tlsproxy import settings
 from tlsproxy.certs.limits import LETSENCRYPT
