@@ -10,10 +10,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 from pydantic import SecretStr
 
 from tests.fakes.certificate_authority import CertificateAuthority
+from tlsproxy.certs import conversation
 from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.job import Job
 from tlsproxy.certs.login import LogIns
@@ -23,6 +25,9 @@ from tlsproxy.certs.quota import QuotaGuard
 from tlsproxy.certs.tools import Tools
 from tlsproxy.settings.acme import Issuer
 from tlsproxy.store.base import CertificateStore, open_store
+
+SOON = 0.02
+"""Seconds to the second look at an order: the fake CA is done at once, and hundreds of orders need not take a while."""
 
 
 @dataclass
@@ -92,7 +97,8 @@ def make_desk(store: CertificateStore | None = None, *, quota: str = "auto", dns
     guard = QuotaGuard(tools, quota)
     try:
         logins = LogIns(tools, guard.permit_account)
-        yield Desk(tools, solvers, AcmeIssuer(tools, solvers, guard, logins), clock, logins)
+        with mock.patch.object(conversation, "FIRST_PAUSE", SOON):
+            yield Desk(tools, solvers, AcmeIssuer(tools, solvers, guard, logins), clock, logins)
     finally:
         tools.close()
 
