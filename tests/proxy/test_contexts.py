@@ -31,8 +31,8 @@ def hello(name: str | None) -> ClientHello:
     return ClientHello(name, (), (0x0304,))
 
 
-def chosen(table: ContextTable, name: str | None) -> ServerContext:
-    context = table.choose(hello(name))
+def chosen(table: ContextTable, name: str | None, address: str = "") -> ServerContext:
+    context = table.choose(hello(name), address)
     assert isinstance(context, ServerContext)
     return context
 
@@ -82,6 +82,7 @@ class TestAddresses:
         table = ContextTable(self.SITES)
         policy = table.policy_for("::1")
         assert policy is not None
+        assert chosen(table, None, "::1").site == "::1"
         assert table.may_serve(policy, "::1", "::1")
         assert not table.may_serve(policy, "::1", "10.0.0.1")
         assert not table.may_serve(policy, "", "::1")
@@ -143,8 +144,21 @@ class TestPolicies:
             replace(A, hosts=("only-13.test",), minimum_version="1.3"),
         ]
         table = ContextTable(sites, default_host="a.test")
-        policy = chosen(table, sni or None).policy
-        assert table.may_serve(policy, sni, host) is allowed
+        context = chosen(table, sni or None)
+        assert table.may_serve(context.policy, context.site, host) is allowed
+
+    def test_a_context_knows_the_site_that_it_was_chosen_for(self) -> None:
+        table = ContextTable(SITES, default_host="x.w.test")
+        names = ("also-a.test", "y.w.test", "x.w.test", "nobody.test", None)
+        assert [chosen(table, name).site for name in names] == [
+            "a.test",
+            "*.w.test",
+            "x.w.test",
+            "x.w.test",
+            "x.w.test",
+        ]
+        table.replace(["also-a.test"], A.bundles)
+        assert chosen(table, "also-a.test").site == "a.test"
 
 
 class TestContext:

@@ -336,9 +336,12 @@ class TestOnDemand:
         scene = Scene(*self.SITES)
         policy = scene.table.policy_for("a.test")
         assert policy is not None
-        assert not scene.table.may_serve(policy, "x.w.test", "y.w.test")
+        for host in ("x.w.test", "any.test"):
+            scene.put(host)
+        of_wildcard, of_all = scene.chosen("x.w.test").site, scene.chosen("any.test").site
+        assert not scene.table.may_serve(policy, of_wildcard, "y.w.test")
         assert not scene.table.may_serve(policy, "a.test", "any.test")
-        assert scene.table.may_serve(policy, "any.test", "a.test")
+        assert scene.table.may_serve(policy, of_all, "a.test")
 
     def test_a_store_in_trouble_refuses(self) -> None:
         scene = Scene(*self.SITES)

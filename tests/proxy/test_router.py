@@ -36,6 +36,7 @@ def head_of(target: bytes = b"/", host: bytes = b"a.test", method: bytes = b"GET
 def info(scheme: Literal["https", "http"] = "https", sni: str = "a.test") -> ConnectionInfo:
     connection = ConnectionInfo("198.51.100.7", 1, 443, scheme)
     connection.sni = sni if scheme == "https" else ""
+    connection.site = {"a.test": "a.test", "b.test": "*.w.test", "x.w.test": "x.w.test"}[sni] if connection.sni else ""
     return connection
 
 
@@ -81,8 +82,23 @@ class TestHosts:
         if isinstance(outcome, Refuse):
             assert outcome.status == 421
 
-    def test_the_same_name_is_never_questioned(self) -> None:
+    def test_the_same_name_is_not_questioned(self) -> None:
         assert isinstance(decide(head_of(), info(), may_share=False), Forward)
+
+    @pytest.mark.parametrize("may_share", [True, False])
+    def test_unless_the_connection_was_made_under_another_site_s_rules(self, *, may_share: bool) -> None:
+        """Whatever made TLS choose the default site for a name that has one of its own here."""
+        connection = info()
+        connection.site = "b.test"
+        outcome = decide(head_of(), connection, may_share=may_share)
+        assert isinstance(outcome, Refuse)
+        assert outcome.status == 421
+
+    def test_what_is_judged_is_the_site_that_the_request_is_for(self) -> None:
+        asked: list[str] = []
+        router = Router(SITES, may_share=lambda _, site: not asked.append(site))  # type: ignore[func-returns-value]
+        router.decide(head_of(host=b"y.w.test"), info())
+        assert asked == ["*.w.test"]
 
 
 class TestRoutes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import secrets
 import time
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.proxy.choice import NO_CHALLENGE, NO_PROTOCOL, PENDING, UNKNOWN_NAME, UNUSABLE
+from tlsproxy.proxy.hosts import find_host, is_dns_name
 from tlsproxy.proxy.rate import Quiet
 from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, build_context
 from tlsproxy.proxy.tickets import EPOCH_SECONDS, derive_keys, share_tickets
@@ -33,12 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _OFFERS_ACME_TLS: Final = (b"acme-tls/1",)  # and nothing else: a CA that asks (RFC 8737 3)
-_CATCH_ALL: Final = "*"
 _LOOK_AGAIN: Final = 5.0  # seconds before the store is asked again for what it did not have, or what broke
 _REMIND: Final = 6 * 3600.0  # seconds between signs that a certificate on demand is in use
 _AT_ONCE: Final = 20  # announced certificates that are looked at before a client asks; 1.5 ms each
-_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_DNS_NAME: Final = re.compile(rf"(?:{_LABEL}\.)*(?!\d+$){_LABEL}")
 
 Load = Callable[[str], "Bundle | None"]
 """Returns what the store holds under a name. Raises StoreError."""
@@ -47,17 +44,20 @@ Load = Callable[[str], "Bundle | None"]
 class _Entry:
     """One certificate and those it is for: a site, or one host of a site with certificates on demand.
 
+    `name` is the first host of the site, in either case.
     `is_ready`: the context may be used without a look at anything else. `is_current`: it is made of what the store
     held when it was last known to change. `missing`: hosts of the site that the certificate does not cover.
     `remind_at` (wall clock): when the certifier is to hear that a certificate on demand is in use.
     """
 
     __slots__ = (
-        "context", "is_current", "is_ready", "look_at", "made_of", "missing", "policy", "refused", "remind_at", "site",
+        "context", "is_current", "is_ready", "look_at", "made_of", "missing", "name", "policy", "refused", "remind_at",
+        "site",
     )  # fmt: skip
 
-    def __init__(self, site: SiteTls, policy: TlsPolicy) -> None:
+    def __init__(self, site: SiteTls, policy: TlsPolicy, name: str) -> None:
         self.site = site
+        self.name = name
         self.policy = policy
         self.look_at = 0.0  # before then the store is not asked again
         self.remind_at = 0.0
@@ -118,9 +118,8 @@ class ContextTable:
         policies: dict[TlsPolicy, TlsPolicy] = {}  # thousands of sites share one
         for site in sites:
             policy = site.policy
-            entry = _Entry(site, policies.setdefault(policy, policy))
+            entry = _Entry(site, policies.setdefault(policy, policy), site.hosts[0])
             self._entries.update((host, entry) for host in site.hosts if host not in self._entries)
-        self._catch_all = self._entries.get(_CATCH_ALL)
         self._built: OrderedDict[_Entry, None] = OrderedDict()
         self._demanded: dict[str, _Entry] = {}  # of `_built`, those of single hosts on demand
         self._default_host = default_host
@@ -177,18 +176,17 @@ class ContextTable:
         entry = self._find(host)
         return None if entry is None else entry.policy
 
-    def may_serve(self, policy: TlsPolicy, sni: str, host: str) -> bool:
-        """Tell whether a request for `host` may come over a connection made under `policy` for `sni`.
+    def may_serve(self, policy: TlsPolicy, site: str, host: str) -> bool:
+        """Tell whether a request for `host` may come over a connection made under `policy` for the site so named.
 
-        `sni` is what the site was chosen by: the client's name, else the address that it called.
-
-        To be asked only when they differ (RFC 9110 7.4, 421). Within one site they may, unless every host was to be
-        allowed by itself; between sites only if the rules are the same and nobody's client certificate is involved.
+        To be asked when the client gave TLS another name (RFC 9110 7.4, 421). Within one site it may, unless every host
+        was to be allowed by itself; between sites only if the rules are the same and nobody's client certificate is
+        involved. `host` may be a pattern of a site, and stands for the site then.
         """
         wanted = self._find(host)
         if wanted is None or wanted.policy != policy or wanted.site.on_demand:
             return False
-        return policy.client_auth == "off" or wanted is ((self._find(sni) if sni else None) or self._default)
+        return policy.client_auth == "off" or wanted.name == site
 
     # --- when certificates change -------------------------------------------------------------------------------------
 
@@ -198,10 +196,9 @@ class ContextTable:
         The new contexts are built first: a CertificateError leaves everything as it was.
         """
         entries = {entry for host in hosts if (entry := self._entries.get(host)) is not None}
-        sites = [(entry, replace(entry.site, bundles=tuple(bundles))) for entry in entries]
-        built = [(entry, site, self._build(site, site.bundles, entry.policy)) for entry, site in sites]
-        for entry, site, context in built:
-            entry.site = site
+        built = [(entry, self._build(entry, bundles)) for entry in entries]
+        for entry, context in built:
+            entry.site = replace(entry.site, bundles=tuple(bundles))
             entry.take(context, _digest(bundles), ())
             self._keep(entry)
 
@@ -239,14 +236,7 @@ class ContextTable:
     # --- making a context ---------------------------------------------------------------------------------------------
 
     def _find(self, host: str) -> _Entry | None:
-        entry = self._entries.get(host)
-        if entry is not None:
-            return entry
-        _, dot, parent = host.partition(".")
-        entry = self._entries.get(f"*.{parent}") if dot else None  # `*` is one label (RFC 9525 6.3)
-        if entry is None and self._catch_all is not None and dot and _DNS_NAME.fullmatch(host):
-            return self._catch_all
-        return entry
+        return find_host(self._entries, host)
 
     def _prepare(self, entry: _Entry, name: str) -> Refused | None:
         """Make the entry's context usable, or say why it is not."""
@@ -285,7 +275,7 @@ class ContextTable:
         if entry.made_of == made_of:
             entry.confirm()
             return
-        context = self._build(entry.site, bundles, entry.policy)
+        context = self._build(entry, bundles)
         missing = bundles[0].check_names(entry.site.hosts) if entry.site.certificate else ()
         entry.take(context, made_of, missing)
         entry.remind_at = (bundles[0].not_before.timestamp() + bundles[0].not_after.timestamp()) / 2
@@ -305,8 +295,9 @@ class ContextTable:
             self._demanded.pop(entry.site.hosts[0], None)
         entry.drop()
 
-    def _build(self, site: SiteTls, bundles: Sequence[Bundle], policy: TlsPolicy) -> ServerContext:
-        return ServerContext(build_context(site, bundles, self._alpn), policy, self._alpn)
+    def _build(self, entry: _Entry, bundles: Sequence[Bundle]) -> ServerContext:
+        context = build_context(entry.site, bundles, self._alpn)
+        return ServerContext(context, entry.policy, self._alpn, entry.name)
 
     def _context_of(self, entry: _Entry) -> ServerContext:
         """The context of an entry that has one, with ticket keys of today: the same whenever it is built again."""
@@ -336,7 +327,7 @@ class ContextTable:
         if room is None:
             return UNKNOWN_NAME
         if entry is None:
-            if not _DNS_NAME.fullmatch(host):
+            if not is_dns_name(host):
                 return UNKNOWN_NAME
             if (refused := room.refusal(host)) is not None:
                 return refused
@@ -345,7 +336,7 @@ class ContextTable:
             if room.is_waited_for(host):
                 return room.awaited(host)
             certificate = pattern.site.certificate + host
-            entry = _Entry(replace(pattern.site, hosts=(host,), certificate=certificate), pattern.policy)
+            entry = _Entry(replace(pattern.site, hosts=(host,), certificate=certificate), pattern.policy, pattern.name)
         refused = self._prepare(entry, host)
         if refused is not None:
             return room.awaited(host) if refused is PENDING else refused

@@ -239,8 +239,8 @@ class Front:
             backend = self._backends[url] = Backend(url, most_idle=most_idle)
         return backend
 
-    def _may_share(self, info: ConnectionInfo, host: str) -> bool:
-        return info.policy is not None and self.contexts.may_serve(info.policy, info.sni or info.address, host)
+    def _may_share(self, info: ConnectionInfo, site: str) -> bool:
+        return info.policy is not None and self.contexts.may_serve(info.policy, info.site, site)
 
     # --- the tick -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Where a request goes: host, then longest path prefix. Decides, does nothing.
 
-Strategy: hosts are dictionary look-ups (exact, then wildcard by one label, then the site for every name), so the cost
-does not grow with the number of sites; the few routes of one site are scanned, longest prefix first. The raw path is
+Strategy: hosts are dictionary look-ups (hosts.py), so the cost does not grow with the number of sites; a request goes
+to a site only over a connection that was made under its rules, whatever names client and request give; the few routes
+of one site are scanned, longest prefix first. The raw path is
 matched and forwarded byte for byte; only where a prefix decides, a path with dot segments is refused, because the
 backend may resolve what was compared raw. A CA's question goes before all that, if it is one of ours: it may come to
 any name, an address included, with TLS or without.
@@ -11,10 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from tlsproxy.proxy.challenges import HTTP_PREFIX
+from tlsproxy.proxy.hosts import find_host
 from tlsproxy.proxy.stream import ConnectionInfo
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.fields import Fields
@@ -139,7 +140,7 @@ class Site:
 
 
 class Router:
-    """All sites. `may_share` judges whether a connection made for `sni` may carry a request for another host.
+    """All sites. `may_share` judges whether a connection may carry a request for another host, of the site so named.
 
     `answer_challenge` knows the answer to a target that begins with HTTP_PREFIX, if a CA was told to ask for it.
     """
@@ -153,19 +154,13 @@ class Router:
         https_port: int = 443,
     ) -> None:
         self._hosts = {host: site for site in sites for host in site.hosts}
-        self._catch_all = self._hosts.get("*")
         self._may_share = may_share
         self._answer_challenge = answer_challenge
         self._redirect_port = b"" if https_port == 443 else b":%d" % https_port
 
     def find(self, host: str) -> Site | None:
-        """The site of `host` (lower case, no port): exact, the wildcard of its parent (one label), the one for all."""
-        site = self._hosts.get(host)
-        if site is None:
-            site = self._hosts.get("*." + host.partition(".")[2])
-            if site is None and self._catch_all is not None and "." in host and not _is_address(host):
-                return self._catch_all
-        return site
+        """The site of `host` (lower case, no port)."""
+        return find_host(self._hosts, host)
 
     def decide(self, head: RequestHead, info: ConnectionInfo) -> Outcome:
         """What to do with a request that came over the connection of `info`."""
@@ -179,22 +174,14 @@ class Router:
             return _NOT_FOUND if site is None else Redirect(site, self._location(head))
         if site is None:
             return _NO_SUCH_SITE
-        if host != info.sni and not self._may_share(info, host):
-            return _WRONG_CONNECTION
-        return site.outcome(head)
+        # The name alone does not tell under whose rules the connection was made: it may have fallen to the default.
+        is_allowed = info.site == site.name if host == info.sni else self._may_share(info, site.name)
+        return site.outcome(head) if is_allowed else _WRONG_CONNECTION
 
     def _location(self, head: RequestHead) -> bytes:
         path = head.target if head.target[:1] == b"/" else b"/"
         host = f"[{head.host}]" if ":" in head.host else head.host
         return b"https://%b%b%b" % (host.encode(), self._redirect_port, path)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def has_dot_segments(path: bytes) -> bool:

@@ -72,13 +72,17 @@ class SiteTls:
 
 
 class ServerContext:
-    """What a connection is made with. Connections keep theirs when the table gets a newer one."""
+    """What a connection is made with. Connections keep theirs when the table gets a newer one.
 
-    __slots__ = ("_protocols", "epoch", "policy", "ssl")
+    `site` is the first host of the site whose rules it follows, also if it is for one name on demand; "" = no site's.
+    """
 
-    def __init__(self, context: ssl.SSLContext, policy: TlsPolicy, alpn: Iterable[str]) -> None:
+    __slots__ = ("_protocols", "epoch", "policy", "site", "ssl")
+
+    def __init__(self, context: ssl.SSLContext, policy: TlsPolicy, alpn: Iterable[str], site: str = "") -> None:
         self.ssl = context
         self.policy = policy
+        self.site = site
         self.epoch = -1
         self._protocols = frozenset(name.encode() for name in alpn)
 

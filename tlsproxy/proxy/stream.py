@@ -28,7 +28,8 @@ class ConnectionInfo:
 
     `client` and `client_port` are the socket's peer, or what a trusted PROXY header said. The TLS fields are empty
     (`""`, False, None) on a plain connection; `sni` is lower case without a trailing dot. `address` is the one of ours
-    that the client called, "" where nobody had to know.
+    that the client called, "" where nobody had to know. `site` is the first host of the site whose certificate and
+    `policy` the connection was made with, which need not be the one of `sni`.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class ConnectionInfo:
         "resumed",
         "scheme",
         "server_port",
+        "site",
         "sni",
         "tls",
     )
@@ -58,6 +60,7 @@ class ConnectionInfo:
         self.address = ""
         self.alpn = ""
         self.resumed = False
+        self.site = ""
         self.policy: TlsPolicy | None = None
         self.client_certificate: bytes | None = None
         self.log_part = ""  # what the access log says of this connection, kept there by it

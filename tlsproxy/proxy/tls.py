@@ -261,6 +261,7 @@ class TlsConnection(Connection):
         return self.info.address
 
     def _wrap(self, chosen: ServerContext) -> None:
+        self.info.site = chosen.site
         self.info.policy = chosen.policy
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
