@@ -17,7 +17,8 @@ from tlsproxy.store.base import open_store
 
 
 @pytest.fixture
-def tools() -> Iterator[Tools]:
+def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tools]:
+    monkeypatch.setattr(conversation, "FIRST_PAUSE", 0.01)
     tools = Tools.make(open_store("memory:"))
     yield tools
     tools.close()

@@ -18,7 +18,7 @@ from tlsproxy.certs.account_key import AccountKey
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.session import AcmeSession
 
-LIMIT = 0.5
+LIMIT = 0.3
 SLACK = 1.5
 """Seconds beyond the limit that a busy machine may take to notice. A rule that counts per packet would take minutes."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
