@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ import pytest
 from tests.store.pki import issue
 from tlsproxy.errors import StoreError
 from tlsproxy.store import directory as directory_module
+from tlsproxy.store.base import Lease
+from tlsproxy.store.directory import examine
 from tlsproxy.store.file import FileStore
+from tlsproxy.store.folder import Folder
 
 ONE = issue("one.test").bundle()
 TWO = issue("two.test").bundle()
@@ -123,9 +127,169 @@ def test_without_the_right_to_write_reading_goes_on(directory: Path, request: py
 def test_what_root_writes_belongs_to_the_owner_of_the_directory(directory: Path) -> None:
     directory.mkdir(parents=True, mode=0o700)
     os.chown(directory, NOBODY, NOBODY)
-    FileStore(directory).put("a", ONE)
+    store = FileStore(directory)
+    store.put("a", ONE)
+    assert store.acquire("a")
     owners = {path.stat().st_uid for path in (directory, *directory.rglob("*"))}
     assert owners == {NOBODY}
+
+
+FOLDERS = ["certificates", "state", "new", "leases"]
+
+
+def act_in(directory: Path) -> None:
+    """Do whatever a command may do in a store, whatever is told of the one before."""
+    with suppress(StoreError):
+        store = FileStore(directory)
+        acts: list[Callable[[], object]] = [
+            lambda: store.put("a", ONE),
+            lambda: store.put_record("state", "a", {}),
+            lambda: store.release(store.acquire("b") or Lease("b", 1, "")),
+            lambda: store.acquire("a"),
+            lambda: store.delete_record("state", "a"),
+            lambda: store.delete("a"),
+            *(lambda folder=folder: store.list_records(folder) for folder in ("certificates", "state")),
+        ]
+        for act in acts:
+            with suppress(StoreError):
+                act()
+
+
+def state_of(path: Path) -> list[tuple[str, int, int, bytes | None]]:
+    """Return everything that somebody could have changed about a file, or a directory and all in it."""
+    return sorted(
+        (str(each), each.lstat().st_uid, each.lstat().st_mode, each.read_bytes() if each.is_file() else None)
+        for each in (path, *path.rglob("*"))
+    )
+
+
+@pytest.fixture
+def somebodys(directory: Path) -> Path:
+    """A store that belongs to nobody, who has put whatever he likes into it; root is to work there."""
+    directory.mkdir(parents=True, mode=0o700)
+    os.chown(directory, NOBODY, NOBODY)
+    return directory
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A directory of root, closed and not empty."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / "a.json").write_text("root's own")
+    return victim
+
+
+@as_root
+@pytest.mark.parametrize("mode_of_victim", [0o700, 0o755])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_root_does_nothing_behind_a_link_to_a_folder(
+    somebodys: Path, victim: Path, folder: str, mode_of_victim: int
+) -> None:
+    victim.chmod(mode_of_victim)
+    before = state_of(victim)
+    (somebodys / folder).symlink_to(victim)
+    act_in(somebodys)
+    assert state_of(victim) == before
+
+
+@as_root
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_root_gives_no_folder_away_that_it_has_not_made(somebodys: Path, victim: Path, folder: str) -> None:
+    """As when the owner of the store moves one of root's to that place."""
+    victim.rename(somebodys / folder)
+    before = state_of(somebodys / folder)
+    act_in(somebodys)
+    assert state_of(somebodys / folder) == before
+
+
+@as_root
+@pytest.mark.parametrize(
+    "place",
+    ["lock", "certificates/a.json", "state/a.json", "leases/a.json", "leases/a.1.held", "leases/b.1.held"],
+)
+def test_root_gives_no_file_away_that_a_link_leads_to(somebodys: Path, victim: Path, place: str) -> None:
+    before = state_of(victim)
+    link = somebodys / place
+    if link.parent != somebodys:
+        link.parent.mkdir(mode=0o700)
+        os.chown(link.parent, NOBODY, NOBODY)
+    link.symlink_to(victim / "a.json")
+    act_in(somebodys)
+    assert state_of(victim) == before
+
+
+@as_root
+def test_root_gives_no_file_away_that_was_there(somebodys: Path) -> None:
+    (somebodys / "lock").touch(mode=0o600)  # root's, moved there
+    FileStore(somebodys).put("a", ONE)
+    assert (somebodys / "lock").stat().st_uid == 0
+
+
+@as_root
+def test_a_folder_put_in_place_of_the_one_just_made_is_not_given_away(somebodys: Path, victim: Path) -> None:
+    with Folder(victim) as folder:
+        folder.bequeath(somebodys.stat())
+    assert victim.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_link_in_the_store_is_named(directory: Path, tmp_path: Path, folder: str) -> None:
+    store = FileStore(directory)
+    (tmp_path / "elsewhere").mkdir()
+    with suppress(FileNotFoundError):
+        (directory / folder).rmdir()
+    (directory / folder).symlink_to(tmp_path / "elsewhere")
+    said = rf"store/{folder}: this is a symbolic link, and inside a certificate store none is followed\. Find out"
+    with pytest.raises(StoreError, match=said):
+        store.put("a", ONE) if folder == "certificates" else store.put_record("state", "a", {}, store.acquire("a"))
+    with pytest.raises(StoreError, match=said):
+        examine(directory)
+
+
+def test_a_link_in_place_of_a_record_is_named(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put("a", ONE)
+    (directory / "certificates/b.json").symlink_to("a.json")
+    with pytest.raises(StoreError, match=r"certificates/b\.json: this is a symbolic link"):
+        store.get("b")
+    store.put("b", TWO)
+    assert (store.get("a"), store.get("b")) == (ONE, TWO)
+
+
+def test_links_to_folders_are_no_folders(directory: Path) -> None:
+    store = FileStore(directory)
+    (directory / "more").symlink_to("certificates")
+    assert store.records.folders() == ("certificates",)
+
+
+def test_the_directory_itself_may_be_a_link(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    directory.parent.mkdir()
+    directory.symlink_to(tmp_path / "elsewhere")
+    store = FileStore(directory)
+    store.put("a", ONE)
+    assert store.acquire("a")
+    assert (FileStore(directory).get("a"), mode(tmp_path / "elsewhere")) == (ONE, 0o700)
+
+
+@as_root
+def test_a_folder_of_somebody_else_is_named(directory: Path) -> None:
+    store = FileStore(directory)
+    store.put_record("state", "a", {})
+    os.chown(directory / "state", NOBODY, NOBODY)
+    said = r"store/state: this folder belongs to uid 65534, and the store that it is in to uid 0.*run: chown -R 0:0 "
+    with pytest.raises(StoreError, match=said):
+        store.put_record("state", "a", {})
+    with pytest.raises(StoreError, match=said):
+        examine(directory)
+
+
+def test_a_pipe_in_place_of_a_record_stops_nobody(directory: Path) -> None:
+    store = FileStore(directory)
+    os.mkfifo(directory / "certificates" / "a.json")
+    with pytest.raises(StoreError, match="damaged"):
+        store.get("a")
 
 
 def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
@@ -159,7 +323,8 @@ def test_the_time_of_a_folder_only_grows(directory: Path) -> None:
         os.utime(folder, ns=(later, later))
         act()
         assert folder.stat().st_mtime_ns == later + 1
-    directory_module._settle(folder, later + 1)  # as when the kernel gave the same time twice
+    with Folder(folder) as opened:
+        opened.settle(later + 1)  # as when the kernel gave the same time twice
     assert folder.stat().st_mtime_ns == later + 2
 
 
@@ -244,7 +409,10 @@ def test_a_writer_that_never_ends_is_told_of(directory: Path, monkeypatch: pytes
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
+from tlsproxy.store.base import Lease
+from tlsproxy.store.directory import examine
 from tlsproxy.store.file import FileStore
+from tlsproxy.store.folder import Folder
 store = FileStore(Path(sys.argv[1]))
 one, two = store.get("one"), store.get("two")
 print("ready", flush=True)

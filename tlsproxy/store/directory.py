@@ -1,8 +1,8 @@
-"""One directory of records on a local disk: its modes, file names and lock, and how a file is replaced in it.
+"""One directory of records on a local disk: its modes, file names and lock, and the folders in it.
 
 Knows: files, modes, flock. Does not know: what a record is, leases. Rules: a file is written in `new/`, synced and
 renamed to its place, so that a crash at any moment leaves the old one or the new one; readers never lock; a directory
-that holds other things is never closed on our own account.
+that holds other things is never closed on our own account; what is inside is reached as folder.py says.
 """
 
 import errno
@@ -10,7 +10,6 @@ import fcntl
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +18,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tlsproxy.errors import StoreError
+from tlsproxy.store.folder import OPEN_MODE, Folder, check_inside
 from tlsproxy.store.records import CERTIFICATES, FOLDERS
 
 LOCK, NEW, LEASES = "lock", "new", "leases"
-_OURS = {*FOLDERS, LOCK, NEW, LEASES, "admin.sock"}
+_SUBFOLDERS = {*FOLDERS, NEW, LEASES}
+_OURS = {*_SUBFOLDERS, LOCK, "admin.sock"}
 _LONGEST_STEM = 200  # file systems take 255 bytes; digest and suffix need room
-_OPEN_MODE = 0o077
 _LOCK_TIMEOUT = 10.0  # seconds; a writer needs milliseconds
 _NOT_PLAIN = re.compile(r"[^a-z0-9._-]|^\.")
 _ADVICE = {
@@ -67,6 +67,7 @@ def examine(directory: Path, *, made_for_us: bool = False) -> None:
     """
     records = directory / CERTIFICATES
     with explained(directory, "opened"):
+        _check_folders(directory)
         nearest = next(path for path in (records, *records.parents) if _is_there(path))
         for existing in {directory, records} & {nearest, nearest.parent}:
             _must_be_closed(existing, is_inside=existing == records)
@@ -84,69 +85,63 @@ def examine(directory: Path, *, made_for_us: bool = False) -> None:
 def prepare(directory: Path) -> None:
     """Make the directory and the folder of the certificates, and close to others what is open. Raises StoreError."""
     with explained(directory, "opened"):
-        _private(directory)
-        make_folder(directory, CERTIFICATES)
-        for folder in _OURS - {LOCK, "admin.sock", CERTIFICATES}:
+        _make_private(directory)
+        make_folder(directory, CERTIFICATES).close()
+        for name in _SUBFOLDERS - {CERTIFICATES}:
             with suppress(FileNotFoundError):
-                _close(directory / folder, is_inside=True)
+                _close_folder(directory, name)
 
 
-def make_folder(directory: Path, folder: str) -> Path:
-    """Return a folder of the directory, made if it is missing. Raises OSError."""
-    path = directory / folder
-    _private(path, is_inside=True)
-    _adopt(path, directory)
-    return path
+def open_folder(directory: Path, name: str) -> Folder:
+    """Open a folder of the directory for reading. Raises OSError, StoreError."""
+    return Folder(directory / name)
 
 
-def replace_file(directory: Path, path: Path, text: bytes) -> None:
+def claim_folder(directory: Path, name: str, *, is_new: bool = False) -> Folder:
+    """Open a folder of the directory for writing; see that it is of this store and closed. OSError, StoreError."""
+    folder, owner = Folder(directory / name), directory.stat()
+    try:
+        if is_new:
+            folder.bequeath(owner)
+        check_inside(folder.path, folder.status(), owner)
+        folder.close_to_others()
+    except BaseException:
+        folder.close()
+        raise
+    return folder
+
+
+def make_folder(directory: Path, name: str) -> Folder:
+    """Open a folder of the directory for writing, made if it is missing. Raises OSError, StoreError."""
+    return claim_folder(directory, name, is_new=_make(directory / name))
+
+
+def replace_file(directory: Path, folder: Folder, name: str, content: bytes) -> None:
     """Write a file of a folder so that it is there whole or not at all, and has come to stay. Raises OSError.
 
     Only for the holder of the lock.
     """
-    before = os.stat(path.parent).st_mtime_ns  # noqa: PTH116 - as fast as it gets
-    descriptor, temporary = tempfile.mkstemp(dir=make_folder(directory, NEW))  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _adopt(file.fileno(), directory)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _settle(path.parent, before)
-
-
-def remove_file(path: Path) -> None:
-    """Remove a file for good, if it is there. Raises OSError. Only for the holder of the lock."""
-    try:
-        before = path.parent.stat().st_mtime_ns
-        path.unlink()
-    except FileNotFoundError:
-        return
-    _settle(path.parent, before)
+    with make_folder(directory, NEW) as new:
+        folder.replace(name, content, beside=new)
 
 
 def open_lock(directory: Path) -> int:
     """Return a descriptor that holds the lock; closing it, or dying, lets go. Removes what dead writers left."""
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with Folder(directory, is_inside=False) as top:
+        descriptor = top.open_own(LOCK)
     try:
-        _adopt(descriptor, directory)
         _wait_for_flock(descriptor, directory)
-        _remove_leftovers(directory / NEW)
+        _remove_leftovers(directory)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def open_held(path: Path, directory: Path) -> int | None:
+def open_held(folder: Folder, name: str) -> int | None:
     """Return a descriptor of the file, made if missing, that is locked until it is closed; None if another has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = folder.open_own(name)
     try:
-        _adopt(descriptor, directory)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
@@ -183,19 +178,36 @@ def _is_there(path: Path) -> bool:
     return True
 
 
-def _private(directory: Path, *, is_inside: bool = False) -> None:
+def _check_folders(directory: Path) -> None:
+    """Raise StoreError for a folder of the store that it can't be used with. Opens nothing."""
+    for name in sorted(_SUBFOLDERS):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            check_inside(directory / name, (directory / name).lstat(), directory.stat())
+
+
+def _make_private(directory: Path) -> None:
     """Make the directory, or see that only its owner can enter it."""
+    if not _make(directory) and _must_be_closed(directory, is_inside=False):
+        with Folder(directory, is_inside=False) as top:
+            top.close_to_others()
+
+
+def _make(path: Path) -> bool:
+    """Tell whether the directory had to be made."""
     try:
-        directory.mkdir(mode=0o700, parents=True)
+        path.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        _close(directory, is_inside=is_inside)
-    else:
-        _sync(directory.parent)
+        return False
+    with Folder(path.parent, is_inside=False) as parent:
+        parent.sync()
+    return True
 
 
-def _close(directory: Path, *, is_inside: bool) -> None:
-    if _must_be_closed(directory, is_inside=is_inside):
-        directory.chmod(0o700)
+def _close_folder(directory: Path, name: str) -> None:
+    """Close a folder to others. One that is closed may be somebody else's: whoever only reads others may go on."""
+    status = (directory / name).lstat()
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & OPEN_MODE:
+        claim_folder(directory, name).close()
 
 
 def _must_be_closed(directory: Path, *, is_inside: bool) -> bool:
@@ -203,7 +215,7 @@ def _must_be_closed(directory: Path, *, is_inside: bool) -> bool:
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "is not a directory")
-    if not status.st_mode & _OPEN_MODE:
+    if not status.st_mode & OPEN_MODE:
         return False
     # Somebody who points the store at /tmp or a home directory must not find its mode changed.
     ours = status.st_uid == os.geteuid() and {path.name for path in directory.iterdir()} <= _OURS
@@ -231,30 +243,8 @@ def _wait_for_flock(descriptor: int, directory: Path) -> None:
             return
 
 
-def _remove_leftovers(new: Path) -> None:
+def _remove_leftovers(directory: Path) -> None:
     """Remove what writers left that were killed between write and rename. Only for the holder of the lock."""
-    with suppress(FileNotFoundError):
-        for path in new.iterdir():
-            path.unlink(missing_ok=True)
-
-
-def _settle(folder: Path, before: int) -> None:
-    """Sync the folder, and see that its time has moved on: the kernel's clock ticks slower than we write."""
-    if os.stat(folder).st_mtime_ns <= before:  # noqa: PTH116
-        os.utime(folder, ns=(before, before + 1))
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _adopt(made: int | Path, directory: Path) -> None:
-    """Let what root makes in somebody's store (`sudo tlsproxy trust`) belong to that somebody, who must read it."""
-    owner = directory.stat()
-    if os.geteuid() == 0 and os.stat(made).st_uid != owner.st_uid:  # noqa: PTH116 - also takes descriptors
-        os.chown(made, owner.st_uid, owner.st_gid)
+    with suppress(FileNotFoundError), claim_folder(directory, NEW) as new:
+        for name in new.names():
+            new.drop(name)

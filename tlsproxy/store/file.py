@@ -15,29 +15,30 @@ Rules: as in directory.py and leases.py. Only on local disks: flock and rename o
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tlsproxy.errors import StoreError
 from tlsproxy.store.certificates import CertificateStore
 from tlsproxy.store.directory import (
+    claim_folder,
     explain,
     explained,
     is_shortened,
     make_folder,
     name_of,
+    open_folder,
     open_lock,
     prepare,
-    remove_file,
     replace_file,
     stem_of,
 )
+from tlsproxy.store.folder import Folder
 from tlsproxy.store.leases import FileLeases, boot_time
 from tlsproxy.store.records import Lease, check_folder, split_key
 
 _SUFFIX = ".json"
 _NAME_SUFFIX = ".name"
-_PIECE = 1 << 16  # bytes read at once; a record has some 3 kB
 
 
 class FileRecords:
@@ -55,60 +56,55 @@ class FileRecords:
         prepare(directory)
 
     def read(self, key: str) -> bytes | None:
-        path = self._path(key)
+        folder, name = split_key(key)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_folder(self._directory, folder) as opened:
+                return opened.read(f"{stem_of(name)}{_SUFFIX}")
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(explain(Path(path), "read", error)) from error
-        try:
-            return _read_all(descriptor)
-        except OSError as error:
-            raise StoreError(explain(Path(path), "read", error)) from error
-        finally:
-            os.close(descriptor)
+            raise StoreError(explain(Path(self._path(key)), "read", error)) from error
 
     def write(self, key: str, value: bytes, lease: Lease | None = None) -> None:
+        folder, name = split_key(key)
+        stem = stem_of(name)
+        with self.exclusive(), explained(self._directory, "written"):
+            if lease:
+                self._leases.check(lease)
+            with make_folder(self._directory, folder) as opened:
+                if is_shortened(stem) and not opened.has(f"{stem}{_NAME_SUFFIX}"):
+                    replace_file(self._directory, opened, f"{stem}{_NAME_SUFFIX}", name.encode())
+                replace_file(self._directory, opened, f"{stem}{_SUFFIX}", value)
+
+    def remove(self, key: str, lease: Lease | None = None) -> None:
         folder, name = split_key(key)
         with self.exclusive(), explained(self._directory, "written"):
             if lease:
                 self._leases.check(lease)
-            path = make_folder(self._directory, folder) / f"{stem_of(name)}{_SUFFIX}"
-            label = path.with_suffix(_NAME_SUFFIX)
-            if is_shortened(path.name) and not label.exists():
-                replace_file(self._directory, label, name.encode())
-            replace_file(self._directory, path, value)
-
-    def remove(self, key: str, lease: Lease | None = None) -> None:
-        path = Path(self._path(key))
-        with self.exclusive(), explained(self._directory, "written"):
-            if lease:
-                self._leases.check(lease)
-            remove_file(path)
-            if is_shortened(path.name):
-                remove_file(path.with_suffix(_NAME_SUFFIX))
+            with suppress(FileNotFoundError), claim_folder(self._directory, folder) as opened:
+                opened.remove(f"{stem_of(name)}{_SUFFIX}")
+                opened.remove(f"{stem_of(name)}{_NAME_SUFFIX}")
 
     def keys(self, folder: str) -> tuple[str, ...]:
         check_folder(folder)
-        path = self._directory / folder
-        with explained(path, "read"):
+        with explained(self._directory / folder, "read"):
             try:
-                files = os.listdir(path)  # noqa: PTH208 - ten thousand Path objects are slow
+                opened = open_folder(self._directory, folder)
             except FileNotFoundError:
                 return ()
-            stems = [file.removesuffix(_SUFFIX) for file in files if file.endswith(_SUFFIX)]
-            return tuple(sorted(filter(None, [_name(path, stem) for stem in stems])))
+            with opened:
+                stems = [file.removesuffix(_SUFFIX) for file in opened.names() if file.endswith(_SUFFIX)]
+                return tuple(sorted(filter(None, [_name(opened, stem) for stem in stems])))
 
     def folders(self) -> tuple[str, ...]:
-        with explained(self._directory, "read"):
-            found = [path.name for path in self._directory.iterdir() if path.is_dir()]
+        with explained(self._directory, "read"), os.scandir(self._directory) as entries:
+            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         return tuple(sorted(filter(_is_folder, found)))
 
     def version(self, folder: str) -> str:
         check_folder(folder)
         try:
-            status = os.stat(f"{self._directory}/{folder}")  # noqa: PTH116
+            status = os.lstat(f"{self._directory}/{folder}")
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -168,22 +164,13 @@ class FileStore(CertificateStore):
         super().__init__(FileRecords(directory))
 
 
-def _read_all(descriptor: int) -> bytes:
-    pieces = []
-    while piece := os.read(descriptor, _PIECE):
-        pieces.append(piece)
-        if len(piece) < _PIECE:
-            break
-    return b"".join(pieces)
-
-
-def _name(folder: Path, stem: str) -> str | None:
+def _name(folder: Folder, stem: str) -> str | None:
     """Return the name of a record, None for a file that is none."""
     if not is_shortened(stem):
         return name_of(stem)
     try:
-        name = (folder / f"{stem}{_NAME_SUFFIX}").read_text("utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
+        name = (folder.read(f"{stem}{_NAME_SUFFIX}") or b"").decode()
+    except UnicodeDecodeError:
         return None
     return name if stem_of(name) == stem else None
 
