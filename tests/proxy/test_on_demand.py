@@ -188,6 +188,7 @@ class TestWaiting:
             scene.call(lambda: scene.front.certificates_changed([]))
             assert client.result() == f"(('DNS', '{HOST}'),)"
             assert scene.call(scene.front.stats)["waiting"] == 1
+            assert scene.wanted[2:] == [(OTHER, "127.0.0.1")]  # the earlier certifier has died with the question
 
     def test_an_announcement_without_a_certificate_ends_it(self, scene: Stage) -> None:
         with raw_client(scene) as raw:

@@ -66,6 +66,19 @@ class TestQuestions:
         came(scene.wait())
         assert len(scene.wanted) == 2
 
+    def test_a_new_certifier_is_asked_what_the_earlier_one_was(self) -> None:
+        scene = Scene()
+        came(scene.wait())
+        scene.room.leave("b.test", came(scene.wait("b.test", "192.0.2.2")))
+        scene.wanted.clear()
+        scene.clock.now += LONGEST_WAIT - 1
+        scene.room.ask_again()
+        assert scene.wanted == [("a.test", "192.0.2.1")]
+        scene.clock.now += LONGEST_WAIT - 1
+        came(scene.wait(client="192.0.2.3"))
+        came(scene.wait("b.test", "192.0.2.3"))  # nobody waited for it any more: it is asked for when somebody does
+        assert scene.wanted[1:] == [("b.test", "192.0.2.3")]
+
     def test_an_answer_ends_it(self) -> None:
         scene = Scene()
         came(scene.wait())

@@ -74,7 +74,8 @@ class Certificates:
     def changed(self, names: Sequence[str]) -> list[str]:
         """Serve new connections with what the store and the files hold now. Returns what could not be used.
 
-        No names = all names. A site whose certificates are the same as before keeps its context.
+        No names = all names, and the word of a certifier that has only just begun. A site whose certificates are the
+        same as before keeps its context.
         """
         problems = []
         for name in names or self._with_files:
@@ -89,6 +90,7 @@ class Certificates:
                 self.room.settle(name.removeprefix(_ON_DEMAND_PREFIX))
         else:
             self._look_again()
+            self.room.ask_again()
         return problems
 
     def refused(self, host: str, reason: str, seconds: float) -> None:

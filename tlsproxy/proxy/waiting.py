@@ -1,6 +1,6 @@
 """Clients whose handshake waits for a certificate that is being obtained for their name.
 
-Knows hosts, who waits for each, and which the certifier has refused; knows no certificates. Rules: the certifier is
+Knows hosts, who waits for each, and which the certifier has refused; knows no certificates. Rules: a certifier is
 asked once per host however many wait; every memory here has a limit, because anybody can invent names; who is told
 "ready" chooses again, so that the certificate comes from one place only.
 """
@@ -56,11 +56,12 @@ class Awaited:
 
 
 class _Question:
-    """What was asked of the certifier for a host. It is not asked again before `expires`."""
+    """What was asked of the certifier for a host, for `client`. It is not asked again before `expires`."""
 
-    __slots__ = ("expires", "waiters")
+    __slots__ = ("client", "expires", "waiters")
 
     def __init__(self) -> None:
+        self.client = ""
         self.expires = 0.0
         self.waiters: dict[Waiter, str] = {}  # and the network of each
 
@@ -125,9 +126,9 @@ class WaitingRoom:
             if not self._bucket.take():
                 return TOO_MANY_WAIT
             self._forget_old(now)
-            question.expires = now + LONGEST_WAIT
+            question.client = client
             self._questions[host] = question
-            self._want(host, client)
+            self._ask(host, question)
         question.waiters[waiter] = network
         self._networks[network] += 1
         return None
@@ -136,6 +137,14 @@ class WaitingRoom:
         """Tell the certifier that a certificate which is to be renewed, or has expired, is in use. Nobody waits."""
         if self._bucket.take():
             self._want(host, client)
+
+    def ask_again(self) -> None:
+        """Tell a new certifier what is waited for: the earlier one has taken what it was asked with it."""
+        for host, question in list(self._questions.items()):
+            if question.waiters:
+                self._ask(host, question)
+            else:
+                del self._questions[host]  # whoever comes next asks
 
     def leave(self, host: str, waiter: Waiter) -> None:
         """See `Awaited.leave`."""
@@ -158,6 +167,10 @@ class WaitingRoom:
         self._refused[host] = (self._clock() + min(seconds, _LONGEST_REFUSAL), refused)
         for waiter in self._end(host):
             waiter.certificate_refused(refused)
+
+    def _ask(self, host: str, question: _Question) -> None:
+        question.expires = self._clock() + LONGEST_WAIT
+        self._want(host, question.client)
 
     def _end(self, host: str) -> list[Waiter]:
         question = self._questions.pop(host, None)
