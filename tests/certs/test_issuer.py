@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.certs.ordering import Desk, issuer_of, job_for, make_desk
+from tests.fakes.acme_server import Problem, Reply
 from tests.fakes.certificate_authority import CertificateAuthority
-from tlsproxy.certs import issuer
+from tests.store.pki import issue
+from tlsproxy.certs import issuer, validation
 from tlsproxy.certs.inflight import OrdersInFlight
 from tlsproxy.certs.job import Issued, Job
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
+from tlsproxy.store.bundle import Bundle
 
 
 @pytest.fixture
@@ -293,3 +297,54 @@ def refuse_once(ca: CertificateAuthority, host: str) -> None:
     """Let the CA refuse the next challenge of this host, and no other."""
     ca.validation_fails(host, "connection", f"192.0.2.1: Fetching http://{host}/x: Connection refused")
     ca.when("challenge", lambda: ca.validation_fails(host), after=True)
+
+
+@pytest.mark.parametrize("stuck", ["order", "challenge"])
+def test_an_order_that_the_ca_never_gets_done_with_is_placed_anew(
+    desk: Desk, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, stuck: str
+) -> None:
+    monkeypatch.setattr(issuer, "FINALIZE_LIMIT", 0.1)
+    monkeypatch.setattr(validation, "VALIDATION_LIMIT", 0.1)
+    ca.processing_polls = 10**6 if stuck == "order" else 0
+    if stuck == "challenge":
+        monkeypatch.setattr(ca, "_challenge", partial(lose_answer, ca))
+    kinds = [failure_of(desk, job_for(ca)).kind for _ in range(3)]
+    assert (kinds, ca.count["order"]) == ([FailureKind.BUSY] * 3, 1)
+    monkeypatch.undo()
+    ca.processing_polls = 0
+    obtain(desk, job_for(ca))
+    assert ca.count["order"] == 2
+
+
+def test_a_challenge_that_the_ca_has_lost_is_answered_again(
+    desk: Desk, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as during:
+        during.setattr(validation, "VALIDATION_LIMIT", 0.1)
+        during.setattr(ca, "_challenge", partial(lose_answer, ca))
+        failure_of(desk, job_for(ca))
+    obtain(desk, job_for(ca))
+    assert (ca.count["order"], ca.count["challenge"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("life", "hours", "orders"), [(90, 26, 1), (90, 120, 2), (6, 8, 2), (0, 23, 1), (0, 26, 2)])
+def test_the_life_of_the_certificate_says_how_long_an_order_is_worth_a_look(
+    desk: Desk, ca: CertificateAuthority, life: float, hours: float, orders: int
+) -> None:
+    if life:
+        held = issue("a.test", days=(0, life))
+        desk.store.put("acme/a.test", Bundle.build([held.certificate], held.key, "acme"))
+    obtain(desk, job_for(ca))
+    desk.clock.ahead = timedelta(hours=hours)
+    obtain(desk, job_for(ca))
+    assert ca.count["order"] == orders
+
+
+def lose_answer(ca: CertificateAuthority, account: str, name: str, payload: object) -> Reply:
+    """What a CA does whose validator has died: the challenge stays in processing, the authorization pending."""
+    authorization, _, number = name.partition(".")
+    challenge = ca._authorizations[authorization].challenges[int(number)]
+    if challenge["status"] == "processing":
+        raise Problem("malformed", "it is being looked at", 400)
+    challenge["status"] = "processing"
+    return Reply(200, challenge)

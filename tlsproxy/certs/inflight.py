@@ -3,7 +3,7 @@
 Knows: the record of one order, with the key that its certificate is for. Does not know: ACME, sites, leases' lives.
 Rules: the record is written before the CA is asked for anything that counts (an order that nobody remembers is an order
 wasted), at most one per certificate name; it is taken up only by a job that wants the very same thing, and removed when
-the certificate is in the store or the order is dead.
+the certificate is in the store, or the order is dead or looks like it: no CA may block a name by never getting done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from tlsproxy.store.base import CertificateStore, Lease
 FOLDER = "orders"
 LONGEST_LIFE = timedelta(days=6)
 """Nothing older is taken up: orders live 7 days at most CAs, and a key should be new."""
+LONGEST_UNSERVED = timedelta(days=1)
+"""The same for a name that has no certificate yet, whose life could tell."""
+MOST_STALLS = 2
+"""So many more times an order is taken up that the CA did not get done with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +35,22 @@ class OrderInFlight:
     key_type: str
     created: datetime
     key_pem: str = field(repr=False)
+    stalls: int = 0
+    """Attempts that the CA has let end without getting anywhere with it."""
 
     def is_for(self, directory: str, account: str, profile: str, hosts: tuple[str, ...], key_type: str) -> bool:
         """Tell whether it leads to the same certificate from the same CA."""
         mine = (self.directory, self.account, self.profile, sorted(self.hosts), self.key_type)
         return mine == (directory, account, profile, sorted(hosts), key_type)
 
-    def is_young(self, now: datetime) -> bool:
-        return abs(now - self.created) < LONGEST_LIFE
+    def is_young(self, now: datetime, held_life: timedelta | None) -> bool:
+        """Tell whether it is worth a look; one that is dead may take little of the life of what is held."""
+        longest = LONGEST_UNSERVED if held_life is None else min(LONGEST_LIFE, held_life / 20)
+        return abs(now - self.created) < longest
+
+    @property
+    def is_stuck(self) -> bool:
+        return self.stalls > MOST_STALLS
 
     def to_record(self) -> dict[str, Any]:
         """Return the JSON record. It holds the private key."""
@@ -51,6 +63,7 @@ class OrderInFlight:
             "key_type": self.key_type,
             "created": self.created.isoformat(),
             "key_pem": self.key_pem,
+            "stalls": self.stalls,
         }
 
     @classmethod
@@ -66,6 +79,7 @@ class OrderInFlight:
                 key_type=str(record["key_type"]),
                 created=datetime.fromisoformat(record["created"]),
                 key_pem=str(record["key_pem"]),
+                stalls=int(record.get("stalls", 0)),
             )
         except (KeyError, TypeError, ValueError):
             return None

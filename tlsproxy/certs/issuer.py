@@ -46,7 +46,7 @@ FINALIZE_LIMIT = 90.0
 MOST_ORDERS = 4
 """Orders of one job: each kind of challenge once, and one for an order that was lost."""
 ABANDON_LIMIT = 10.0
-_KEPT = (*PASSING, FailureKind.RATE_LIMITED, FailureKind.STORE, FailureKind.CANCELLED, FailureKind.QUOTA)
+_KEPT = (FailureKind.RATE_LIMITED, FailureKind.STORE, FailureKind.CANCELLED, FailureKind.QUOTA)
 
 
 class AcmeIssuer:
@@ -77,7 +77,7 @@ class AcmeIssuer:
 class _Run:
     """One job, from the account to the bundle."""
 
-    # Mutable: _login (of the account at hand), _tried (grows with each order).
+    # Mutable: _login (of the account at hand), _tried (grows with each order), _is_signed (the CA has done its part).
 
     def __init__(self, issuer: AcmeIssuer, job: Job, progress: Progress, lease: Lease | None) -> None:
         self._issuer, self._job, self._progress = issuer, job, progress
@@ -86,6 +86,7 @@ class _Run:
         self._placing = Placing(issuer.tools, issuer.accounting, job, self._talk, progress, lease)
         self._tried = Tried(winners=dict(job.winners))
         self._login: LogIn | None = None
+        self._is_signed = False
 
     def close(self) -> None:
         if self._login is not None:
@@ -131,6 +132,7 @@ class _Run:
         if placed.order.status == "pending":
             await validation.run(placed.order.authorizations)
         order = await self._sign(login, placed)
+        self._is_signed = True
         await self._accounting.issued(self._job, login.account)
         self._progress(Step("download", "", "downloading the certificate"))
         patience = Patience(FINALIZE_LIMIT, step="download", directory=self._job.directory)
@@ -184,7 +186,7 @@ class _Run:
     async def _abandon(self, login: LogIn, failure: AcmeFailure, validation: Validation) -> None:
         """Count what was refused. Forget an order that is dead; one that only waits for better times is taken up."""
         await self._accounting.refused(self._job, login.account, validation.refused_names)
-        if failure.kind in _KEPT:
+        if failure.kind in _KEPT or (failure.kind in PASSING and not await self._is_stuck()):
             return
         await self._placing.forget()
         if failure.kind is FailureKind.ACCOUNT_GONE:
@@ -194,6 +196,10 @@ class _Run:
             async with asyncio.timeout(ABANDON_LIMIT):
                 for url in validation.pending_urls:
                     await self._talk.ask(login.session.deactivate_authorization, url)
+
+    async def _is_stuck(self) -> bool:
+        """Tell whether to give up waiting for the CA. What it has signed is only to be fetched: that costs nothing."""
+        return not self._is_signed and await self._placing.count_stall()
 
     def _failure(self, kind: FailureKind, step: str, detail: str) -> AcmeFailure:
         return AcmeFailure(kind, detail=detail, step=step, directory=self._job.directory, identifier=self._job.hosts[0])

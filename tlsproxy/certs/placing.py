@@ -89,6 +89,19 @@ class Placing:
         if not self._job.rehearsal:
             await self._tools.in_store(self._left.forget, self._job.name, self._lease)
 
+    async def count_stall(self) -> bool:
+        """Count an attempt that the CA did not get done with; tell whether the order has had its chances."""
+        return not self._job.rehearsal and await self._tools.in_store(self._count_stall)
+
+    def _count_stall(self) -> bool:
+        """Blocks on the store."""
+        left = self._left.find(self._job.name)
+        if left is None:
+            return False
+        left = replace(left, stalls=left.stalls + 1)
+        self._left.save(self._job.name, left, self._lease)
+        return left.is_stuck
+
     def _find(self, account: str) -> OrderInFlight | None:
         """Blocks on the store."""
         left = self._left.find(self._job.name)
@@ -97,7 +110,8 @@ class Placing:
         job, held = self._job, self._tools.store.get(self._job.name)
         is_over = held is not None and held.key_pem == left.key_pem.encode()
         is_ours = left.is_for(job.directory, account, job.issuer.profile, job.hosts, job.key_type)
-        if is_ours and not is_over and left.is_young(self._tools.now()):
+        life = held.not_after - held.not_before if held else None
+        if is_ours and not is_over and not left.is_stuck and left.is_young(self._tools.now(), life):
             return left
         self._left.forget(job.name, self._lease)
         return None

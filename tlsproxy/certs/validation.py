@@ -182,13 +182,15 @@ class Validation:
         return sorted(usable, key=lambda solver: solver.kind != winner)
 
     async def _answer(self, presented: Presented) -> None:
-        if presented.challenge.status != "pending":
-            return  # taken up: the CA has been told already
+        if presented.challenge.status not in ("pending", "processing"):
+            return
         self._progress(Step("validation", presented.name, f"the CA looks at {presented.solver.kind}"))
         patience = Patience(VALIDATION_LIMIT, step="validation", directory=self._directory, identifier=presented.name)
         try:
             await self._talk.insist(patience, self._session.answer, presented.challenge)
         except AcmeFailure:
+            if presented.challenge.status == "processing":
+                return  # it was told before; telling it again asks for another look (RFC 8555 8.2), if it can do that
             # Of an order that was taken up, the CA may be done with the challenge meanwhile; then it takes no answer.
             url = presented.authorization.url
             if (await self._talk.insist(patience, self._session.fetch_authorization, url)).status == "pending":
