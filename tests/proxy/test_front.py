@@ -15,6 +15,10 @@ from tests.fakes.peer import Message
 from tests.fakes.stage import Json, Stage, client_context, issue
 from tests.store.pki import Issued, replace, write_pair
 from tests.store.pki import issue as self_issue
+from tlsproxy.settings import Site
+from tlsproxy.store.base import CertificateStore
+from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.sources import bundles_for
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 FORGED = (
@@ -335,6 +339,46 @@ class TestCertificates:
         write_pair(tmp_path, self_issue("a.test"))
         assert stage.call(lambda: stage.front.certificates_changed(["file/a.test"])) == []
         assert self.served(stage) != old
+
+    def test_files_that_are_as_they_were_are_not_loaded_again(
+        self, stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Every certifier that starts asks for a look at all, and an RSA pair takes 50 ms in which nobody is served."""
+        hosts = ("a.test", "b.test")
+        pairs = {}
+        for host in hosts:
+            (tmp_path / host).mkdir()
+            pairs[host] = dict(
+                zip(("chain", "key"), map(str, write_pair(tmp_path / host, self_issue(host))), strict=True)
+            )
+        stage.serve(
+            sites=[{"hosts": [host], "certificate": pairs[host], "backends": ["http://127.0.0.1:9"]} for host in hosts]
+        )
+        loaded: list[str] = []
+
+        def load(site: Site, store: CertificateStore) -> tuple[Bundle, ...]:
+            loaded.append(site.hosts[0])
+            return bundles_for(site, store)
+
+        def look(*names: str) -> list[str]:
+            loaded.clear()
+            assert len(stage.call(lambda: stage.front.certificates_changed(names))) == ("b.test" in broken)
+            return loaded
+
+        broken: set[str] = set()
+        monkeypatch.setattr("tlsproxy.proxy.certificates.bundles_for", load)
+        assert look() == []
+        assert look("file/a.test") == ["a.test"]  # the certifier has seen something
+        replace(Path(pairs["b.test"]["chain"]), b"")
+        broken.add("b.test")
+        for _ in range(2):
+            assert look() == ["b.test"]
+        Path(pairs["b.test"]["chain"]).unlink()
+        assert look() == ["b.test"]
+        write_pair(tmp_path / "b.test", self_issue("b.test"))
+        broken.clear()
+        assert look() == ["b.test"]
+        assert look() == []
 
     def test_a_site_without_a_usable_one_costs_no_other(self, stage: Stage, tmp_path: Path) -> None:
         chain, key = write_pair(tmp_path, self_issue("b.test"))
