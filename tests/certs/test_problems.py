@@ -249,6 +249,8 @@ REFUSALS: list[tuple[str, int | None, str, str, FailureKind, str]] = [
     ("malformed", 404, "poll", "No order for ID 7", K.BAD_ORDER, "A new one is made"),
     ("malformed", 400, "challenge", "authorization must be pending", K.BAD_ORDER, "A new one is made"),
     ("", 404, "finalize", "", K.BAD_ORDER, "A new one is made"),
+    ("malformed", 400, "account", "Parse error reading JWS", K.BUSY, "Parse error reading JWS"),
+    ("malformed", 400, "account", "external account binding: unknown key id", K.REFUSED, "acme.eab_kid"),
     ("malformed", 400, "order", "Invalid identifiers", K.REFUSED, "Correct the configuration"),
     ("unauthorized", 401, "order", "certificate of another account", K.REFUSED, "of another account"),
     ("onionCAARequired", 403, "order", "", K.REFUSED, "onionCAARequired"),
@@ -276,6 +278,15 @@ def test_nobody_is_parked_by_a_page_that_is_not_from_a_ca() -> None:
         "CA acme-v02.api.letsencrypt.org: something that is no ACME server answers for the CA (403 Forbidden: Access "
         "denied). Is acme.directory right? It is tried again by itself."
     )
+
+
+def test_only_types_of_acme_are_a_ca_s_word() -> None:
+    """A firewall before the CA may speak in problem documents too; what it forbids now it need not forbid tomorrow."""
+    document = {"type": "https://gateway.example/errors/forbidden", "detail": "blocked"}
+    for step in ("account", "order", "revoke"):
+        failure = from_problem(document, status=403, step=step, directory=LE)
+        assert (failure.kind, failure.type) == (K.UNREACHABLE, "")
+    assert from_problem({"type": "urn:example:rateLimited"}, status=400, step="order").kind is K.UNREACHABLE
 
 
 def test_the_time_in_the_words_counts_where_there_is_no_header() -> None:

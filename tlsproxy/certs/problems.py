@@ -142,6 +142,7 @@ _BY_TYPE = {
 """What does not stand here (malformed, unauthorized, types of later RFCs and of single CAs …) is judged by the HTTP
 status and the step, and as a rule refused for good."""
 
+_URN = "urn:ietf:params:acme:error:"
 _CLOSED_ACCOUNT = re.compile(r"(?i)account (?:is not valid|.*deactivated|.*revoked)|key exists but is deactivated")
 _STALE_KEY = re.compile(r"(?i)(?<!binding )JWS verification error")
 """The account has another key by now: somebody has replaced it. What the store says about the account is newer."""
@@ -172,9 +173,7 @@ def from_problem(
         for part in (parts if isinstance(parts, list) else ())[:100]
         if isinstance(part, dict)
     )
-    kind_of, detail = _text(document.get("type")).rpartition(":")[2], clean(_text(document.get("detail")))
-    if kind_of == "blank":  # about:blank says nothing (RFC 7807 4.2)
-        kind_of = ""
+    kind_of, detail = _type_in(_text(document.get("type"))), clean(_text(document.get("detail")))
     return AcmeFailure(
         classify(kind_of, detail, status, step, tuple(each.kind for each in below)),
         type=kind_of,
@@ -187,6 +186,11 @@ def from_problem(
         directory=directory,
         subproblems=below,
     )
+
+
+def _type_in(urn: str) -> str:
+    """Return the ACME type, "" for another's: about:blank, or the page of a firewall that speaks RFC 7807 as well."""
+    return urn.removeprefix(_URN) if urn.startswith(_URN) else ""
 
 
 def classify(
@@ -203,6 +207,9 @@ def classify(
         return FailureKind.VALIDATION
     if (problem == "unauthorized" and _CLOSED_ACCOUNT.search(detail)) or _STALE_KEY.search(detail):
         return FailureKind.ACCOUNT_GONE
+    if problem == "malformed" and step == "account" and not wording.names_binding(detail):
+        # It says nothing of a contact, a key or a binding. Parked on that, no name would ever be renewed.
+        return FailureKind.BUSY
     return _BY_TYPE.get(problem) or _by_status(problem, status, step)
 
 

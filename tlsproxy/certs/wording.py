@@ -47,6 +47,12 @@ def address_in(detail: str) -> str:
     return ""
 
 
+def names_binding(detail: str) -> bool:
+    """Tell whether the CA speaks of the external account binding."""
+    return re.search(_BINDING, detail) is not None
+
+
+_BINDING = r"(?i)external account|\bEAB\b|\bHMAC\b"
 # What looks like an address and stands alone: "2001:db8::7: Fetching …", "dial tcp [::1]:5001", "x [192.0.2.1]: 404".
 _ADDRESS = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,8})(?![\w.])")
 _URL = re.compile(r"https?://[^\s\"'<>]+")
@@ -239,7 +245,7 @@ _BY_WORDS: list[tuple[re.Pattern[str], Callable[[AcmeFailure, re.Match[str]], Re
         (r"Invalid response from|Non-200 status code|did not match this challenge|key authorization", _not_our_answer),
         (r"Cannot negotiate ALPN protocol|no acmeIdentifier extension|Incorrect validation certificate", _not_our_tls),
         (r"Server only speaks HTTP, not TLS|tls: [\w ]+|ALPN", _not_our_tls),
-        (r"(?i)external account|\bEAB\b|\bHMAC\b", _wrong_binding),
+        (_BINDING, _wrong_binding),
         (
             r"(?i)Fetching http|failed to connect|dial tcp|connection (?:refused|reset)|timeout (?:during|after)|"
             r"deadline exceeded",
