@@ -12,7 +12,7 @@ from tests.fakes.clock import Clock
 from tests.fakes.stage import issue, issued
 from tests.store.pki import issue as self_issue
 from tlsproxy.errors import StoreError
-from tlsproxy.proxy.choice import PENDING, UNKNOWN_NAME, UNUSABLE, Choice
+from tlsproxy.proxy.choice import PENDING, UNKNOWN_NAME, UNUSABLE, Choice, Refused
 from tlsproxy.proxy.contexts import ContextTable
 from tlsproxy.proxy.sitetls import ServerContext, SiteTls
 from tlsproxy.proxy.tickets import _control, _pointer, _read
@@ -62,6 +62,14 @@ class Scene:
 
     def put(self, host: str, *names: str) -> None:
         self.store.put(f"acme/{host}", issued(*(names or (host,))))
+
+
+class Sleeper:
+    """Waits, whatever it is told."""
+
+    def certificate_ready(self) -> None: ...
+
+    def certificate_refused(self, refused: Refused) -> None: ...
 
 
 def site(*hosts: str) -> SiteTls:
@@ -361,6 +369,30 @@ class TestOnDemand:
         scene.wall.now += 6 * 3600
         scene.chosen("any.test")
         assert scene.wanted == ["any.test"] * signs * 2
+
+    def test_and_hears_it_later_if_there_are_too_many_questions(self) -> None:
+        scene = Scene(*self.SITES)
+        scene.store.put("acme/any.test", self_issue("any.test", days=(-46, 44)).bundle())
+        while scene.room.remind("other.test", ""):
+            pass
+        scene.wanted.clear()
+        scene.chosen("any.test")
+        assert scene.wanted == []
+        scene.clock.now += 1
+        for _ in range(2):
+            scene.chosen("any.test")
+        assert scene.wanted == ["any.test"]
+
+    def test_one_that_is_waited_for_is_not_looked_for_again(self) -> None:
+        """Anybody can ask, and a look is a question to the disk; what is found there ends the wait by itself."""
+        scene = Scene(*self.SITES)
+        first = scene.choose("any.test")
+        assert isinstance(first, Awaited)
+        assert scene.choose("any.test") is not first
+        assert scene.looked == ["acme/any.test"] * 2  # nobody waits
+        assert first.join(Sleeper(), "") is None
+        assert isinstance(scene.choose("any.test"), Awaited)
+        assert scene.looked == ["acme/any.test"] * 2
 
     def test_not_of_a_site_s_own(self) -> None:
         scene = Scene(*self.SITES)

@@ -87,20 +87,52 @@ class TestQuestions:
         assert len(scene.wanted) == 2
 
     def test_names_without_end_are_asked_for_at_a_limited_rate(self) -> None:
-        scene = Scene(total=1000, per_network=1000)
+        scene = Scene(total=1000)
         for number in range(300):
-            scene.wait(f"n{number}.test")
+            scene.wait(f"n{number}.test", f"192.0.{number % 200}.1")
         assert len(scene.wanted) == 100
+        assert not scene.room.remind("z.test", "198.51.100.1")  # what needs no answer counts too
         scene.clock.now += 1
         for number in range(300):
-            scene.wait(f"m{number}.test")
+            scene.wait(f"m{number}.test", f"192.0.{number % 200}.1")
         assert len(scene.wanted) == 120
+
+    @pytest.mark.parametrize("how", ["join", "remind"])
+    def test_one_network_does_not_use_up_what_there_is_for_all(self, how: str) -> None:
+        scene = Scene()
+
+        def ask(count: int) -> int:
+            before = len(scene.wanted)
+            for number in range(count):
+                host, client = f"n{len(scene.wanted)}.test", f"192.0.2.{number % 7}"
+                if how == "remind":
+                    scene.room.remind(host, client)
+                elif (waiter := scene.wait(host, client)) is not None:
+                    scene.room.leave(host, waiter)
+            return len(scene.wanted) - before
+
+        assert ask(200) == 10
+        scene.clock.now += 1
+        assert ask(200) == 5
+        came(scene.wait("z.test", "198.51.100.1"))
+        assert scene.room.remind("y.test", "198.51.100.1")
+        assert scene.wanted[15:] == [("z.test", "198.51.100.1"), ("y.test", "198.51.100.1")]
+
+    def test_networks_are_told_apart_in_bounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tlsproxy.proxy.waiting._NETWORKS", 3)
+        scene = Scene()
+        for number in range(9):
+            for _ in range(11):
+                scene.room.remind("a.test", "192.0.2.1")  # is never the one that has not come for longest
+                scene.room.remind("a.test", f"198.51.{number}.1")
+            assert len(scene.room._shares) == min(number + 2, 3)
+        assert [client for _, client in scene.wanted].count("192.0.2.1") == 10
 
     def test_old_questions_are_forgotten(self) -> None:
         scene = Scene()
         for number in range(50):
             host = f"n{number}.test"
-            scene.room.leave(host, came(scene.wait(host)))
+            scene.room.leave(host, came(scene.wait(host, f"192.0.{number}.1")))
         scene.clock.now += LONGEST_WAIT
         came(scene.wait("new.test"))
         assert list(scene.room._questions) == ["new.test"]

@@ -340,9 +340,8 @@ class ContextTable:
         refused = self._prepare(entry, host)
         if refused is not None:
             return room.awaited(host) if refused is PENDING else refused
-        if self._clock() >= entry.remind_at:
+        if self._clock() >= entry.remind_at and room.remind(host, client):
             entry.remind_at = self._clock() + _REMIND
-            room.remind(host, client)
         return self._context_of(entry)
 
     def _note_failure(self, entry: _Entry, error: Exception) -> None:

@@ -6,6 +6,7 @@ Knows a clock and numbers. For cold paths that a stranger can call at will.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 
@@ -28,6 +29,33 @@ class Bucket:
             return False
         self._tokens -= 1
         return True
+
+
+class Buckets:
+    """A bucket for each of many, `most` at a time: who has not come for longest begins anew with a full one.
+
+    So they share out a limit, and need one behind them for the sum. Mutable: `_buckets`, the latest used last.
+    """
+
+    def __init__(self, rate: float, burst: float, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._most = most
+        self._clock = clock
+        self._buckets: OrderedDict[Hashable, Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, who: Hashable) -> bool:
+        """Take a token of `who`, if there is one."""
+        bucket = self._buckets.get(who)
+        if bucket is None:
+            bucket = self._buckets[who] = Bucket(self._rate, self._burst, clock=self._clock)
+            if len(self._buckets) > self._most:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(who)
+        return bucket.take()
 
 
 class Quiet:

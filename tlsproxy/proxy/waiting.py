@@ -14,7 +14,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Final, Protocol
 
 from tlsproxy.proxy.choice import TOO_MANY_WAIT, Refused
-from tlsproxy.proxy.rate import Bucket
+from tlsproxy.proxy.rate import Bucket, Buckets
 from tlsproxy.wire.clienthello import UNRECOGNIZED_NAME
 
 LONGEST_WAIT: Final = 60.0
@@ -24,6 +24,9 @@ _MOST_REFUSED: Final = 10_000  # hosts that are remembered as refused
 _LONGEST_REFUSAL: Final = 86_400.0  # seconds
 _QUESTIONS: Final = 20  # to the certifier, a second
 _QUESTIONS_AT_ONCE: Final = 100
+_OF_A_NETWORK: Final = 5  # of them: one network must not use up what there is for all
+_OF_A_NETWORK_AT_ONCE: Final = 10
+_NETWORKS: Final = 10_000  # that are told apart
 
 
 class Waiter(Protocol):
@@ -85,6 +88,7 @@ class WaitingRoom:
         self._per_network = per_network
         self._clock = clock
         self._bucket = Bucket(_QUESTIONS, _QUESTIONS_AT_ONCE, clock=clock)
+        self._shares = Buckets(_OF_A_NETWORK, _OF_A_NETWORK_AT_ONCE, _NETWORKS, clock=clock)
         self._questions: dict[str, _Question] = {}
         self._networks: Counter[str] = Counter()
         self._refused: dict[str, tuple[float, Refused]] = {}
@@ -123,7 +127,7 @@ class WaitingRoom:
         question = self._questions.get(host) or _Question()
         now = self._clock()
         if now >= question.expires:
-            if not self._bucket.take():
+            if not self._may_ask(network):
                 return TOO_MANY_WAIT
             self._forget_old(now)
             question.client = client
@@ -133,10 +137,15 @@ class WaitingRoom:
         self._networks[network] += 1
         return None
 
-    def remind(self, host: str, client: str) -> None:
-        """Tell the certifier that a certificate which is to be renewed, or has expired, is in use. Nobody waits."""
-        if self._bucket.take():
-            self._want(host, client)
+    def remind(self, host: str, client: str) -> bool:
+        """Tell the certifier that a certificate which is to be renewed, or has expired, is in use. Nobody waits.
+
+        False: not told, because there are too many questions just now.
+        """
+        if not self._may_ask(_network(client)):
+            return False
+        self._want(host, client)
+        return True
 
     def ask_again(self) -> None:
         """Tell a new certifier what is waited for: the earlier one has taken what it was asked with it."""
@@ -167,6 +176,9 @@ class WaitingRoom:
         self._refused[host] = (self._clock() + min(seconds, _LONGEST_REFUSAL), refused)
         for waiter in self._end(host):
             waiter.certificate_refused(refused)
+
+    def _may_ask(self, network: str) -> bool:
+        return self._shares.take(network) and self._bucket.take()
 
     def _ask(self, host: str, question: _Question) -> None:
         question.expires = self._clock() + LONGEST_WAIT
