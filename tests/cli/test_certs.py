@@ -18,7 +18,7 @@ from tests.cli.answering import answering
 from tests.cli.test_output import make_screen
 from tests.store.pki import issue
 from tlsproxy import cli
-from tlsproxy.cli import certs
+from tlsproxy.cli import certs, common
 from tlsproxy.cli.certs import _cells
 from tlsproxy.runtime import adminclient
 from tlsproxy.runtime.adminhttp import Answer
@@ -176,6 +176,22 @@ def test_who_may_not_ask_is_not_given_the_stores_word(
 
 
 # --- while it runs
+
+
+def test_a_user_of_the_machine_hears_of_the_services_proxy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    """Whoever has no socket of their own is not told that nothing runs, and to start something."""
+    service = folder / "service.sock"
+    service.touch()  # there, and nobody can connect
+    monkeypatch.setattr(common, "SERVICE_SOCKET", service)
+    Path("tlsproxy.toml").write_text(Path("tlsproxy.toml").read_text().replace('[admin]\nsocket = "admin.sock"\n', ""))
+    monkeypatch.setenv("HOME", str(folder))
+    assert cli.main(["admin", "status"]) == 3
+    assert str(service) in capsys.readouterr().err
+    service.unlink()
+    assert cli.main(["admin", "status"]) == 3
+    assert str(service) not in capsys.readouterr().err
 
 
 def test_a_running_proxy_is_believed(folder: Path, capsys: Output) -> None:

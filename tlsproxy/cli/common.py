@@ -40,6 +40,7 @@ SocketOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
+SERVICE_SOCKET = Path("/run/tlsproxy/admin.sock")
 _AWAY = frozenset({503, 504})  # what the proxy says while its certifier is not there
 
 
@@ -58,7 +59,11 @@ class Target:
 
     @functools.cached_property
     def settings(self) -> Settings:
-        return load(self._config, require_sites=False).settings
+        return self._loaded.settings
+
+    @functools.cached_property
+    def _loaded(self) -> Loaded:
+        return load(self._config, require_sites=False)
 
     @functools.cached_property
     def client(self) -> AdminClient:
@@ -67,7 +72,13 @@ class Target:
 
         if self._socket is None and self.settings.admin.socket == "off":
             raise NotRunning('the running proxy cannot be asked: the configuration says admin.socket = "off"')
-        return AdminClient(self._socket or Path(self.settings.admin.socket))
+        return AdminClient(self._socket or self._find_socket())
+
+    def _find_socket(self) -> Path:
+        """Return where the proxy listens. A guess for this user gives way to a service's socket that is there."""
+        path = Path(self.settings.admin.socket)
+        is_guess = self._loaded.origins["admin.socket"].startswith("default") and not path.exists()
+        return SERVICE_SOCKET if is_guess and SERVICE_SOCKET.exists() else path
 
     def ask(
         self,
