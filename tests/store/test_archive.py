@@ -101,6 +101,15 @@ def test_newer_records_stay_unless_forced(path: Path) -> None:
     assert store.get_record("state", "acme/one.test") == {"old": 1}
 
 
+def test_of_two_records_as_old_as_each_other_the_one_of_the_file_wins(path: Path) -> None:
+    """Times in records are whole seconds, and whoever restores means what is in the file."""
+    store = filled(MemoryStore())
+    export_store(store, path)
+    edited(path, "accounts/a", record={"other": 1})
+    assert import_store(store, path) == Imported(1, 3, (), ())
+    assert store.get_record("accounts", "a") == {"other": 1}
+
+
 def test_a_record_that_does_not_say_when_it_was_written_is_as_old_as_its_certificate(path: Path) -> None:
     store = MemoryStore()
     store.put("a", issue("a.test", days=(-20, 30)).bundle())
@@ -119,6 +128,31 @@ def test_damage_in_the_store_is_told_and_replaced(store: CertificateStore, path:
     path.write_bytes(whole)
     assert import_store(store, path) == Imported(1, 3, (), ())
     assert store.get_record("state", "acme/one.test") == {}
+
+
+def test_a_sealed_record_that_is_damaged_is_replaced(path: Path) -> None:
+    """That is what a backup is for."""
+    raw = MemoryRecords()
+    store = filled(CertificateStore(raw, OLD_RING))
+    export_store(store, path)
+    for key in ("certificates/acme/one.test", "state/acme/one.test"):
+        raw.write(key, (raw.read(key) or b"")[:-1])
+    assert import_store(store, path) == Imported(2, 2, (), ())
+    assert (store.get("acme/one.test"), store.get_record("state", "acme/one.test")) == (ONE, {})
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_the_store_refuses_of_one_record_keeps_nobody_from_the_others(path: Path, force: bool) -> None:
+    raw = MemoryRecords()
+    store = filled(CertificateStore(raw, OLD_RING))
+    export_store(store, path)
+    raw.write("accounts/a", NEW_RING.seal("accounts/a", b"{}"))  # with its key it is as good as new
+    lost = raw.read("accounts/a")
+    raw.remove("state/acme/one.test")
+    result = import_store(store, path, force=force)
+    assert (result.written, result.unchanged, len(result.failed)) == (1, 2, 1)
+    assert result.failed[0].startswith(f"{path}: the record 'accounts/a' is left out. memory: accounts/a: sealed with")
+    assert raw.read("accounts/a") == lost
 
 
 def test_a_backup_is_not_replaced_by_nothing(path: Path) -> None:

@@ -194,9 +194,14 @@ def test_root_does_nothing_behind_a_link_to_a_folder(
 
 
 @as_root
+@pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_root_gives_no_folder_away_that_it_has_not_made(somebodys: Path, victim: Path, folder: str) -> None:
+def test_root_gives_no_folder_away_that_it_has_not_made(
+    somebodys: Path, victim: Path, folder: str, is_empty: bool
+) -> None:
     """As when the owner of the store moves one of root's to that place."""
+    if is_empty:
+        (victim / "a.json").unlink()
     victim.rename(somebodys / folder)
     before = state_of(somebodys / folder)
     act_in(somebodys)

@@ -20,7 +20,7 @@ from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.store import pem
 from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.certificates import CertificateStore, parse_envelope
-from tlsproxy.store.records import CERTIFICATES, split_key
+from tlsproxy.store.records import CERTIFICATES, RecordDamaged, split_key
 from tlsproxy.store.sealed import is_sealed
 
 _KIND = "tlsproxy store"
@@ -78,7 +78,7 @@ def export_store(store: CertificateStore, path: Path, progress: Progress = lambd
 def import_store(
     store: CertificateStore, path: Path, *, force: bool = False, progress: Progress = lambda done, total: None
 ) -> Imported:
-    """Write everything in the file to the store. Raises StoreError.
+    """Write everything in the file to the store. Raises StoreError if the file can't be used.
 
     A record that the store has newer is left alone unless `force`. What is in the store only stays there.
     """
@@ -88,6 +88,8 @@ def import_store(
     for done, (key, envelope) in enumerate(sorted(records.items()), 1):
         try:
             outcome = _import(store, key, envelope, force=force)
+        except StoreError as error:
+            failed.append(f"{path}: the record {key[:200]!r} is left out. {error}")
         except _BAD as error:
             failed.append(f"{path}: the record {key[:200]!r} can't be used ({_reason(error)}). It is left out.")
         else:
@@ -144,10 +146,10 @@ def _import(store: CertificateStore, key: str, envelope: dict[str, Any], *, forc
 
 def _held(store: CertificateStore, key: str) -> dict[str, Any] | None:
     """Return the store's own record; None if there is none, or one that makes no sense."""
-    value = store.records.read(key)
     try:
+        value = store.records.read(key)
         return None if value is None else _checked(key, parse_envelope(split_key(key)[1], value))
-    except _BAD:
+    except (RecordDamaged, *_BAD):
         return None
 
 
