@@ -30,7 +30,7 @@ from tlsproxy.certs.served import Mismatch, Result, Served, Unreachable
 from tlsproxy.certs.state import State
 from tlsproxy.certs.wanted import Held, Wait
 from tlsproxy.certs.wishes import Wishes
-from tlsproxy.errors import CertificateError
+from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.settings import Acme, Rate
 from tlsproxy.store.challenges import Challenges
 
@@ -183,6 +183,66 @@ def test_a_revoked_certificate_is_replaced(house: House, ca: CertificateAuthorit
         assert house.serial(NAME) != held.serial
 
     asyncio.run(story())
+
+
+def test_a_revocation_that_is_broken_off_leads_to_a_successor(house: House, ca: CertificateAuthority) -> None:
+    async def story() -> None:
+        house.want("a.test")
+        await house.look()
+        before = house.store.get(NAME)
+        gate = ca.gate("revoke", after=True)
+        revoker = Revoker(house.desk.tools, house.shelf, house.issuers)
+        task = asyncio.create_task(revoker.revoke(NAME, "keyCompromise", unwatched))
+        await asyncio.to_thread(gate.wait)
+        assert before
+        assert house.state(NAME).replace_now == before.fingerprint  # a kill now costs nothing
+        task.cancel()
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [each.what for each in house.state(NAME).history][-1] == "revoked"
+        await house.look()
+        assert house.serial(NAME) != before.serial
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(("lost", "is_replaced"), [(False, False), (True, True)])
+def test_what_was_refused_stays_and_what_nobody_knows_is_replaced(
+    house: House, ca: CertificateAuthority, lost: bool, is_replaced: bool
+) -> None:
+    async def story() -> str:
+        house.want("a.test")
+        await house.look()
+        before = house.serial(NAME)
+        if lost:
+            ca.drops("revoke", after=True)
+        else:
+            ca.fails("revoke", "badRevocationReason")
+        with pytest.raises(AcmeFailure):
+            await Revoker(house.desk.tools, house.shelf, house.issuers).revoke(NAME, "superseded", unwatched)
+        await house.look()
+        return before
+
+    before = asyncio.run(story())
+    assert (house.serial(NAME) != before) is is_replaced
+
+
+def test_what_the_store_can_not_remember_is_not_revoked(
+    house: House, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    async def story() -> None:
+        house.want("a.test")
+        await house.look()
+        monkeypatch.setattr(house.store, "put_record", full)
+        with pytest.raises(StoreError, match=r"was not revoked.*disk is full.*Mend the store"):
+            await Revoker(house.desk.tools, house.shelf, house.issuers).revoke(NAME, "superseded", unwatched)
+
+    asyncio.run(story())
+    assert ca.revoked == {}
 
 
 def test_without_the_account_the_certificate_s_own_key_revokes(house: House, ca: CertificateAuthority) -> None:

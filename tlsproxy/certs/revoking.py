@@ -1,30 +1,33 @@
 """Have a CA revoke a certificate, and have it replaced at once.
 
 Knows: who may revoke (the account that ordered it, or whoever has its key: RFC 8555 7.6), what is remembered. Does not
-know: how the successor is obtained. Rule: what is revoked is remembered under the lease before anything else happens,
-so that a crash between the two leads to a successor all the same.
+know: how the successor is obtained. Rule: that the certificate is to be replaced is remembered, under the lease, before
+the CA is told: whatever is killed in between, nothing revoked stays without a successor. A refusal takes it back.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tlsproxy.certs import accounts
 from tlsproxy.certs import state as states
 from tlsproxy.certs.account_key import AccountKey
-from tlsproxy.certs.conversation import Conversation
+from tlsproxy.certs.conversation import Conversation, finish_first
 from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.login import opener
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.shelf import Shelf
+from tlsproxy.certs.state import State
 from tlsproxy.certs.tools import Tools
 from tlsproxy.certs.wanted import Held
 from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.settings.acme import Issuer
 from tlsproxy.store import pem
+from tlsproxy.store.base import Lease, LeaseLost
 from tlsproxy.store.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -61,9 +64,35 @@ class Revoker:
                     f"{name}: this certificate was imported, no CA is known that would revoke it. "
                     "Revoke it where it comes from, then remove it here."
                 )
-            await self._tell_ca(bundle, reason, progress)
-            await self._shelf.save(name, states.after_revocation(state, held, self._tools.now(), reason), lease)
+            await self._intend(name, replace(state, replace_now=held.fingerprint), lease)
+            await finish_first(self._revoke(name, bundle, state, reason, progress, lease))
         return held
+
+    async def _intend(self, name: str, state: State, lease: Lease) -> None:
+        """Remember it in the store, not in memory alone. Raises StoreError."""
+        try:
+            await self._tools.in_store(self._tools.store.put_record, states.FOLDER, name, state.to_record(), lease)
+        except LeaseLost:
+            raise
+        except StoreError as error:
+            raise StoreError(
+                f"{name}: it was not revoked, because the store can't remember that it is to be replaced ({error}). "
+                "Mend the store, then revoke it again."
+            ) from error
+
+    async def _revoke(
+        self, name: str, bundle: Bundle, state: State, reason: str, progress: Progress, lease: Lease
+    ) -> None:
+        """Tell the CA, and remember what came of it. Goes on to its end when the caller is cancelled."""
+        held = Held.of(bundle)
+        try:
+            await self._tell_ca(bundle, reason, progress)
+        except Exception as error:
+            # Without an answer nobody knows whether it happened: one certificate more costs less than a revoked one.
+            if not isinstance(error, AcmeFailure) or not _may_have_happened(error):
+                await self._shelf.save(name, state, lease)
+            raise
+        await self._shelf.save(name, states.after_revocation(state, held, self._tools.now(), reason), lease)
 
     async def _tell_ca(self, bundle: Bundle, reason: str, progress: Progress) -> None:
         issuer = self._issuers.get(bundle.directory)
@@ -92,6 +121,11 @@ class Revoker:
             await talk.ask(session.revoke, pem.chain_pem([leaf]), REASONS[reason])
         finally:
             session.close()
+
+
+def _may_have_happened(failure: AcmeFailure) -> bool:
+    """Tell whether the request may have reached the CA although its answer did not reach us."""
+    return failure.step == "revoke" and failure.kind in (FailureKind.UNREACHABLE, FailureKind.BUSY)
 
 
 def _is_strange(failure: AcmeFailure) -> bool:
