@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.backend import OK
+from tests.fakes.clock import Clock
 from tests.fakes.peer import Message, Peer
 from tests.fakes.stage import Stage, issued
 from tests.proxy.test_tls import alert, read_all
 from tests.store.pki import issue as self_issue
 from tlsproxy.errors import StoreError
 from tlsproxy.proxy.challenges import ChallengeAnswers
-from tlsproxy.store.base import open_store
+from tlsproxy.store.base import CertificateStore, open_store
 from tlsproxy.store.challenges import Challenges
 
 HOST = "a.example.com"
@@ -101,15 +102,16 @@ class TestHttp01:
         challenges.remove_http(TOKEN)
         assert ask(client).status == 308
 
+    @pytest.mark.parametrize("what", ["version", "keys", "read"])
     def test_a_store_in_trouble_answers_nothing_and_says_so_once(
-        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
     ) -> None:
-        serve(stage)
+        serve(stage).put_http(TOKEN, ANSWER, now() + SOON)
 
         def fail(_: str) -> bytes:
             raise StoreError("the disk is gone")
 
-        monkeypatch.setattr(stage.store.records, "read", fail)
+        monkeypatch.setattr(stage.store.records, what, fail)
         client = stage.connect_plain()
         assert [ask(client).status for _ in range(3)] == [308] * 3
         [line] = caplog.records
@@ -138,19 +140,86 @@ class TestHttp01:
             assert answers.tls_alpn(name) is None
 
 
-def test_a_flood_of_questions_reaches_the_store_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store("memory:")
-    read: list[str] = []
+class TestAFlood:
+    """Strangers ask as often as they like."""
 
-    def count(key: str) -> None:
-        read.append(key)
+    def flood(self, answers: ChallengeAnswers) -> None:
+        for number in range(2000):
+            assert answers.http(PATH[:-1] + b"%d" % number) is None
+            assert answers.tls_alpn(f"n{number}.test") is None
 
-    monkeypatch.setattr(store.records, "read", count)
-    answers = ChallengeAnswers(Challenges(store), clock=lambda: 0.0)
-    for number in range(2000):
+    def test_costs_no_read_and_hides_no_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store, clock = open_store("memory:"), Clock()
+        challenges = Challenges(store)
+        answers = ChallengeAnswers(challenges, clock=clock)
+        asked: list[str] = []
+        watch(monkeypatch, store, "read", asked)
+        watch(monkeypatch, store, "keys", asked)
         assert answers.http(PATH) is None
-        assert answers.tls_alpn(f"n{number}.test") is None
-    assert len(read) == 1000
+        clock.now += 1.0
+        self.flood(answers)
+        assert asked == ["challenges"] * 2
+        challenges.put_http(TOKEN, ANSWER, now() + SOON)
+        challenges.put_tls_alpn(HOST, self_issue(HOST).bundle(), now() + SOON)
+        assert answers.http(PATH) == ANSWER.encode()
+        assert answers.tls_alpn(HOST) is not None
+        assert asked == ["challenges"] * 3 + [f"challenges/http-01/{TOKEN}", f"challenges/tls-alpn-01/{HOST}"]
+
+    def test_of_more_questions_than_are_listed_is_looked_up_at_a_limited_rate(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tlsproxy.proxy.challenges._MOST_EXPECTED", 1)
+        store = open_store("memory:")
+        challenges = Challenges(store)
+        for token in (TOKEN, "other"):
+            challenges.put_http(token, ANSWER, now() + SOON)
+        asked: list[str] = []
+        watch(monkeypatch, store, "read", asked)
+        watch(monkeypatch, store, "keys", asked)
+        answers = ChallengeAnswers(challenges, clock=lambda: 0.0)
+        assert answers.http(PATH) == ANSWER.encode()
+        self.flood(answers)
+        kinds = [question.rpartition("/")[0] for question in asked]
+        assert [kinds.count(f"challenges/{kind}") for kind in ("http-01", "tls-alpn-01")] == [1000, 1000]
+        assert asked.count("challenges") == 1
+        challenges.remove_http("other")
+        assert answers.http(PATH) == ANSWER.encode()
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, store: CertificateStore, method: str, asked: list[str]) -> None:
+    """Note what the store's records are asked by this method."""
+    original = getattr(store.records, method)
+
+    def note(key: str) -> object:
+        asked.append(key)
+        return original(key)
+
+    monkeypatch.setattr(store.records, method, note)
+
+
+def test_an_answer_is_found_whenever_it_was_put(tmp_path: Path) -> None:
+    """Also in the same tick of the kernel as another change, which leaves the folder's time of change as it was."""
+    challenges = Challenges(open_store(f"file://{tmp_path}/store"))
+    answers = ChallengeAnswers(challenges)
+    for number in range(100):
+        challenges.put_http(f"{number}", ANSWER, now() + SOON)
+        assert answers.http(b"/.well-known/acme-challenge/%d" % number) == ANSWER.encode()
+        assert answers.http(b"/.well-known/acme-challenge/%d" % (number + 1)) is None
+
+
+def test_nor_does_a_store_that_was_in_trouble_stay_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("memory:")
+    challenges = Challenges(store)
+    challenges.put_http(TOKEN, ANSWER, now() + SOON)
+    answers = ChallengeAnswers(challenges)
+
+    def fail(_: str) -> tuple[str, ...]:
+        raise StoreError("the disk is gone")
+
+    with monkeypatch.context() as trouble:
+        trouble.setattr(store.records, "keys", fail)
+        assert answers.http(PATH) is None
+    assert answers.http(PATH) == ANSWER.encode()
 
 
 def ca_context(*protocols: str) -> ssl.SSLContext:
@@ -182,6 +251,14 @@ class TestTlsAlpn01:
             client.sendall(b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n")
             assert client.recv(1) == b""  # close_notify, and not a word of HTTP
         assert [line.message for line in caplog.records] == ["challenge.answered"]
+
+    def test_leaves_no_session_behind(self, stage: Stage) -> None:
+        """Nobody comes back to resume it."""
+        serve(stage).put_tls_alpn(HOST, self.CERTIFICATE.bundle(), now() + SOON)
+        with self.begin(stage, "acme-tls/1") as client:
+            assert client.version() == "TLSv1.3"
+            assert client.recv(1) == b""
+            assert client.session is None or not client.session.has_ticket
 
     def test_while_ordinary_clients_get_the_ordinary_one(self, stage: Stage) -> None:
         challenges = serve(stage)
@@ -232,15 +309,16 @@ class TestTlsAlpn01:
         with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
             self.begin(stage, "acme-tls/1")
 
+    @pytest.mark.parametrize("what", ["version", "keys", "read"])
     def test_a_store_in_trouble_refuses_and_says_so_once(
-        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
     ) -> None:
-        serve(stage)
+        serve(stage).put_tls_alpn(HOST, self.CERTIFICATE.bundle(), now() + SOON)
 
         def fail(_: str) -> bytes:
             raise StoreError("the disk is gone")
 
-        monkeypatch.setattr(stage.store.records, "read", fail)
+        monkeypatch.setattr(stage.store.records, what, fail)
         for _ in range(3):
             with stage.dial() as raw:
                 outgoing = ssl.MemoryBIO()

@@ -61,6 +61,14 @@ class Challenges:
         """Forget the answer, if there is one. Raises StoreError, ValueError."""
         self._store.delete_record(_FOLDER, _tls_name(server_name))
 
+    def version(self) -> str:
+        """Return a text that differs from an earlier one if an answer was put or removed since. Raises StoreError."""
+        return self._store.version(_FOLDER)
+
+    def expected(self) -> tuple[str, ...]:
+        """Return what a CA may ask: `http-01/<token>`, `tls-alpn-01/<server name>`; expired too. Raises StoreError."""
+        return self._store.list_records(_FOLDER)
+
     def sweep(self, now: datetime) -> int:
         """Remove what has expired or can't be read, and return how many that were. Raises StoreError."""
         gone = [name for name in self._store.list_records(_FOLDER) if not self._is_good(name, now)]
