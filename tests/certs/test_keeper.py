@@ -54,6 +54,22 @@ def test_what_is_missing_is_obtained_announced_and_left_alone(house: House, ca: 
     assert house.store.list_records("orders") == ()
 
 
+def test_a_clock_that_is_behind_costs_one_order(
+    house: House, ca: CertificateAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    ca.now = lambda: house.desk.clock() + timedelta(hours=2)
+
+    async def story() -> None:
+        for _ in range(8):
+            await house.look(later=10 * MINUTE)
+
+    asyncio.run(story())
+    assert [type(each) for each in house.notes.outcomes] == [Obtained]
+    assert ca.count["order"] == 1
+    told = next(record for record in caplog.records if record.message == "certificate.clock_behind")
+    assert "Set the clock" in vars(told)["problem"]
+
+
 def test_a_renewal_names_its_predecessor_and_has_a_new_key(house: House, ca: CertificateAuthority) -> None:
     async def story() -> None:
         await house.look()

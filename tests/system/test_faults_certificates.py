@@ -258,8 +258,9 @@ class TestClock:
         old = obtain_earlier(tmp_path, ca, HOST, age=timedelta(hours=1))
         behind = at(timedelta(days=-2))
         with running(tmp_path, ca, site(HOST) + site("b.test"), ports=ports, before=behind) as proxy:
-            told = proxy.wait_for("certificate.failing", certificate="acme/b.test")
-            assert "Set the clock of this machine (NTP)" in told["error"]
+            told = proxy.wait_for("certificate.clock_behind", certificate="acme/b.test")
+            assert "Set the clock (NTP)" in told["problem"]
+            proxy.wait_for("certificate.obtained", certificate="acme/b.test")
             expect_served(proxy, old)
             settled(ca)
             assert "is the clock right?" in admin(proxy, "certs", "why", HOST).out

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from tlsproxy.certs.conversation import PASSING, Conversation, Patience, finish_first
-from tlsproxy.certs.handover import accept
+from tlsproxy.certs.handover import accept, clock_problem
 from tlsproxy.certs.identifiers import CertificateKey, signing_request
 from tlsproxy.certs.inflight import OrdersInFlight
 from tlsproxy.certs.job import Accounting, Issued, Job
@@ -173,6 +173,8 @@ class _Run:
         except CertificateError as error:
             raise self._failure(FailureKind.INTERNAL, "download", str(error)) from error
         job = self._job
+        if problem := clock_problem(bundle, self._tools.now()):
+            logger.warning("certificate.clock_behind", extra={"certificate": job.name, "problem": problem})
         bundle = replace(bundle, directory=job.directory, account=login.account, profile=job.issuer.profile)
         return Issued(bundle, dict(self._tried.winners))
 
