@@ -42,3 +42,11 @@ def test_moving_names_about_leaves_no_litter() -> None:
         agenda.put(f"{minute % 10}", NOW + timedelta(minutes=minute))
     assert len(agenda._heap) < 150
     assert len(list(agenda.take_due(NOW + 9_999 * timedelta(minutes=1)))) == 10
+
+
+def test_names_of_one_instant_keep_their_turn() -> None:
+    agenda = Agenda()
+    for name in ("b", "c", "a", "b"):
+        agenda.put(name, NOW)
+    agenda.put("d", NOW - HOUR)
+    assert [agenda.take_first() for _ in range(5)] == ["d", "b", "c", "a", None]

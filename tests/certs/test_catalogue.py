@@ -19,6 +19,7 @@ from tlsproxy.certs.catalogue import Catalogue, UnknownCertificate
 from tlsproxy.certs.internal import ensure
 from tlsproxy.certs.ledger import Ledger, ledger_name
 from tlsproxy.certs.limits import LETSENCRYPT
+from tlsproxy.certs.outages import Outage
 from tlsproxy.certs.plan_internal import renewal_time as internal_renewal_time
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.state import State, after_revocation, after_success, used
@@ -396,6 +397,18 @@ def test_why_says_what_is_next(store: CertificateStore, state: State, decision: 
     why = Catalogue(ONE, store).why("a.test", NOW)
     assert why["decision"] == decision
     assert why["next"]["what"].startswith(what)
+
+
+def test_why_of_one_that_waits_for_a_ca_that_another_has_found_away(store: CertificateStore) -> None:
+    away = {CA: Outage(CA, NOW - HOUR, NOW + HOUR / 10, error="the CA can't be reached")}
+    catalogue = Catalogue(ONE, store, away=away)
+    why = catalogue.why("a.test", NOW)
+    assert (why["decision"], why["attempts"], why["last_error"]) == ("wait", 0, None)
+    assert why["reason"].startswith(f"there is no certificate yet, but the CA {CA} has been out of service since ")
+    assert why["next"] == {"what": f"a certificate is ordered from {CA}", "when": stamp(NOW + HOUR / 10)}
+    assert "Another certificate was told: the CA can't be reached" in why["sentences"]
+    row = only(catalogue.rows(NOW))
+    assert (row["next_attempt"], row["attempts"], row["status"]) == (stamp(NOW + HOUR / 10), 0, "pending")
 
 
 def test_why_of_a_revoked_one(store: CertificateStore) -> None:

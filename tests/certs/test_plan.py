@@ -26,6 +26,7 @@ from tests.certs.plans import (
     living,
     windowed,
 )
+from tlsproxy.certs.outages import Outage
 from tlsproxy.certs.plan import TICK, plan, renewal_time
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.state import Ari, State, after_rehearsal, after_revocation, after_success, by_hand, used
@@ -446,3 +447,64 @@ def turns(wanted: Wanted, failures: list[FailureKind]) -> list[int]:
         if failure:
             state = failed(failure, wanted=wanted, state=state, now=now, action=action)
     return asked
+
+
+# --- CAs that are away
+
+
+def away(directory: str = CA, *, minutes: float = 1, is_limit: bool = False) -> dict[str, Outage]:
+    """Of no use since BORN."""
+    return {directory: Outage(directory, BORN, BORN + minutes * MINUTE, is_limit, "no answer")}
+
+
+def test_who_has_not_asked_waits_for_a_ca_that_is_away_and_has_not_failed() -> None:
+    action = plan(WANTED, None, FRESH, BORN, away=away())
+    assert isinstance(action, Wait)
+    assert action.until == BORN + MINUTE
+    assert action.reason.startswith(f"there is no certificate yet, but the CA {CA} has been out of service since ")
+    assert isinstance(plan(WANTED, None, FRESH, BORN, away=away(OTHER)), Obtain)
+
+
+def test_a_certificate_that_is_good_waits_for_its_renewal_alone() -> None:
+    assert plan(WANTED, SITE, FRESH, at(10), away=away()) == plan(WANTED, SITE, FRESH, at(10))
+
+
+@pytest.mark.parametrize(
+    ("now", "held", "outage", "issuer"),
+    [
+        (BORN, None, away(), None),
+        (BORN + 9 * MINUTE, None, away(minutes=10), None),
+        (BORN + 10 * MINUTE, None, away(minutes=15), 1),
+        (at(89), SITE, {CA: Outage(CA, at(89) - 30 * MINUTE, at(89) + MINUTE)}, None),
+        (at(89), SITE, {CA: Outage(CA, at(89) - 60 * MINUTE, at(89) + MINUTE)}, 1),
+        (BORN + 30 * MINUTE, None, away(minutes=60, is_limit=True), None),
+        (BORN, None, away(minutes=61, is_limit=True), 1),
+        (BORN, None, away(OTHER, minutes=61), 0),
+        (BORN + 20 * MINUTE, None, away(minutes=30) | away(OTHER, minutes=25), None),
+    ],
+)
+def test_another_ca_is_asked_when_the_first_is_away_for_long(
+    now: datetime, held: Held | None, outage: dict[str, Outage], issuer: int | None
+) -> None:
+    action = plan(TWO, held, FRESH, now, away=outage)
+    assert (action.issuer if isinstance(action, Obtain) else None) == issuer
+
+
+def test_of_two_that_are_away_the_one_that_comes_back_first_is_waited_for() -> None:
+    action = plan(TWO, None, FRESH, BORN + 20 * MINUTE, away=away(minutes=30) | away(OTHER, minutes=25))
+    assert isinstance(action, Wait)
+    assert action.until == BORN + 25 * MINUTE
+
+
+def test_its_own_longer_wait_is_the_reason() -> None:
+    state = failed(VALIDATION, VALIDATION)
+    action = plan(WANTED, None, state, BORN, away=away())
+    assert isinstance(action, Wait)
+    assert "2 attempts failed" in action.reason
+
+
+def test_no_rehearsal_at_a_staging_ca_that_is_away() -> None:
+    state = failed(VALIDATION)
+    assert plan(WANTED, None, state, BORN + 2 * MINUTE) == Obtain("there is no certificate yet", rehearse=True)
+    action = plan(WANTED, None, state, BORN + 2 * MINUTE, away=away(STAGING, minutes=5))
+    assert action == Obtain("there is no certificate yet")

@@ -20,7 +20,7 @@ from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.housekeeping import Housekeeping
 from tlsproxy.certs.inflight import OrdersInFlight
 from tlsproxy.certs.issuer import AcmeIssuer
-from tlsproxy.certs.keeper import SCAN, Keeper, Work
+from tlsproxy.certs.keeper import SCAN, Keeper
 from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.login import LogIns, known_account, opener
 from tlsproxy.certs.ondemand import OnDemand
@@ -33,6 +33,7 @@ from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.tools import Clock, Tools, utc_now
 from tlsproxy.certs.windows import Windows
 from tlsproxy.certs.wishes import Wishes
+from tlsproxy.certs.work import Work
 from tlsproxy.errors import StoreError
 from tlsproxy.settings import Listen, Settings
 from tlsproxy.settings.acme import Acme

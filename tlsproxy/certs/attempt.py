@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from tlsproxy.certs import state as states
-from tlsproxy.certs.conversation import finish_first
+from tlsproxy.certs.conversation import PASSING, finish_first
 from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.job import Issued, Job
 from tlsproxy.certs.leasing import holding
+from tlsproxy.certs.outages import SHORTEST, Outage, Outages
 from tlsproxy.certs.plan import plan
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
@@ -87,7 +88,7 @@ Outcome = Obtained | NotNow | Failed | Elsewhere
 
 
 class Attempts:
-    """Makes attempts; any number of names at the same time."""
+    """Makes attempts; any number of names at the same time. `outages` is what they have found out about the CAs."""
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class Attempts:
         """`issuers` as in every Wanted, with what is needed to talk to them; `accounts` as LogIns learns them."""
         self._tools, self._shelf, self._issuer, self._issuers = tools, shelf, issuer, tuple(issuers)
         self._key_type, self._accounts, self._rnd = key_type, accounts, rnd
+        self.outages = Outages(tools.now, rnd)
 
     async def make(self, wanted: Wanted, progress: Progress, asked: Asked | None = None) -> Outcome:
         """Do what the plan says about one certificate, now. Never raises but when cancelled."""
@@ -122,18 +124,18 @@ class Attempts:
         held, state = await self._shelf.reread(wanted.name)
         forced, force = (asked.reason, asked.force) if asked else ("", False)
         state = self._as_asked(state, asked, wanted)
-        action = plan(wanted, held, state, self._tools.now(), forced=forced)
+        action = plan(wanted, held, state, self._tools.now(), forced=forced, away=self._away(wanted, asked))
         if not isinstance(action, Obtain):
             if asked and asked.by_client:
                 await self._shelf.save(wanted.name, state, lease)
             return NotNow(action, held)
         for _ in range(MOST_STEPS):
             done = await self._step(wanted, held, state, action, progress, lease, force=force)
-            if isinstance(done, Obtained):
+            if isinstance(done, Obtained | NotNow):
                 return done
             state = done if isinstance(done, State) else done.state
             await self._shelf.save(wanted.name, state, lease)
-            action = plan(wanted, held, state, self._tools.now(), forced=forced)
+            action = plan(wanted, held, state, self._tools.now(), forced=forced, away=self._away(wanted, asked))
             if not isinstance(action, Obtain):
                 return replace(done, action=action) if isinstance(done, Failed) else NotNow(action, held)
         return NotNow(Wait(self._tools.now() + PAUSE, f"{MOST_STEPS} orders in a row led nowhere"), held)
@@ -148,18 +150,33 @@ class Attempts:
         lease: Lease,
         *,
         force: bool,
-    ) -> Obtained | Failed | State:
+    ) -> Obtained | Failed | NotNow | State:
         """Carry out one action. A State is that of a rehearsal that went well: the real order is next."""
         job = self._job(wanted, held, state, action, force=force)
         _log_order(job, action)
         try:
-            issued = await self._obtain(job, progress, lease)
+            with self.outages.asking(job.directory, wanted.name):
+                issued = await self._obtain(job, progress, lease)
             if not action.rehearse:
                 return await finish_first(self._keep(wanted, held, state, issued, lease))
         except AcmeFailure as failure:
+            if failure.kind is FailureKind.CANCELLED:
+                return NotNow(self._wait(wanted, held, state, failure), held)
             after = self._after_failure(state, failure, action, wanted, held)
             return Failed(failure, held, after, Wait(self._tools.now() + PAUSE))
         return states.after_rehearsal(state, self._tools.now())
+
+    def _away(self, wanted: Wanted, asked: Asked | None) -> Mapping[str, Outage]:
+        is_by_hand = asked is not None and not asked.by_client
+        return self.outages.away(
+            wanted.name, by_hand=is_by_hand, force=is_by_hand and asked is not None and asked.force
+        )
+
+    def _wait(self, wanted: Wanted, held: Held | None, state: State, failure: AcmeFailure) -> Wait | Park:
+        """Say why nothing was asked for this name: another one has just found out how the CA is."""
+        now = self._tools.now()
+        action = plan(wanted, held, state, now, away=self.outages.away(wanted.name))
+        return action if not isinstance(action, Obtain) else Wait(now + SHORTEST, failure.detail)
 
     def _as_asked(self, state: State, asked: Asked | None, wanted: Wanted) -> State:
         if asked is None:
@@ -220,6 +237,10 @@ class Attempts:
     ) -> State:
         now = self._tools.now()
         after = states.after_failure(state, failure, action=action, wanted=wanted, held=held, now=now, rnd=self._rnd())
+        outage = self.outages.away().get(failure.directory)
+        if outage and failure.kind in PASSING and after.next_attempt:
+            # It was the CA, not the name: who has found that out comes back as soon as those who wait for it.
+            return replace(after, next_attempt=min(after.next_attempt, outage.until))
         if failure.kind is not FailureKind.STORE:
             return after
         # Nothing was asked of the CA, or what it gave still lies there: no back-off, and no rehearsal of it.

@@ -12,7 +12,7 @@ here. Blocks on the disk; keep the import light, the command line pays for it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -27,6 +27,7 @@ from tlsproxy.certs.ari import window_of
 from tlsproxy.certs.explanation import explain, quota_rows, utc
 from tlsproxy.certs.ledger import FOLDER, Ledger, ledger_name
 from tlsproxy.certs.limits import limits_of
+from tlsproxy.certs.outages import Outage
 from tlsproxy.certs.plan import Obtain, Wait, plan, renewal_time
 from tlsproxy.certs.state import State
 from tlsproxy.certs.wanted import Held, Wanted
@@ -70,10 +71,19 @@ class Entry:
 
 
 class Catalogue:
-    """Reads settings and store; each answer is of the moment it is asked for. `now` is UTC."""
+    """Reads settings and store; each answer is of the moment it is asked for. `now` is UTC.
 
-    def __init__(self, settings: Settings, store: CertificateStore, served: Served = lambda _: False) -> None:
-        self._settings, self._store, self._served = settings, store, served
+    Of a running proxy: `served`, and `away`, the CAs that it leaves alone now.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: CertificateStore,
+        served: Served = lambda _: False,
+        away: Mapping[str, Outage] | None = None,
+    ) -> None:
+        self._settings, self._store, self._served, self._away = settings, store, served, away or {}
         self._sites = {certificate_name(site): site for site in settings.sites if site.certificate != "on_demand"}
         self._on_demand = [site for site in settings.sites if site.certificate == "on_demand"]
 
@@ -95,7 +105,7 @@ class Catalogue:
     def why(self, name: str, now: datetime) -> dict[str, Any]:
         """Return what is done about one next, and why; `sentences` say it in words. Raises UnknownCertificate."""
         entry = self.entry(name)
-        return explain(entry, self._budget(entry.wanted, now), now)
+        return explain(entry, self._budget(entry.wanted, now), now, self._away)
 
     def quota(self, now: datetime) -> list[dict[str, Any]]:
         """Return what is used of the limits of the configured CAs, for everything that any limit of theirs counts."""
@@ -220,7 +230,7 @@ class Catalogue:
     # --- from entries to rows
 
     def _rows(self, entry: Entry, now: datetime) -> Iterator[dict[str, Any]]:
-        timing = _timing(entry, now)
+        timing = _timing(entry, now, self._away)
         for bundle in entry.bundles or (None,):
             yield {
                 "name": entry.name,
@@ -259,10 +269,10 @@ def _status(entry: Entry, bundle: Bundle | None, now: datetime) -> str:
     return "failed" if entry.problem or entry.state.last_error else "pending"
 
 
-def _timing(entry: Entry, now: datetime) -> dict[str, Any]:
+def _timing(entry: Entry, now: datetime, away: Mapping[str, Outage]) -> dict[str, Any]:
     state, held = entry.state, entry.held
     window = window_of(state, held) if held else None
-    renew_at, next_attempt = _due(entry, held, now)
+    renew_at, next_attempt = _due(entry, held, now, away)
     return {
         "renew_at": utc(renew_at),
         "next_attempt": utc(next_attempt),
@@ -272,13 +282,15 @@ def _timing(entry: Entry, now: datetime) -> dict[str, Any]:
     }
 
 
-def _due(entry: Entry, held: Held | None, now: datetime) -> tuple[datetime | None, datetime | None]:
+def _due(
+    entry: Entry, held: Held | None, now: datetime, away: Mapping[str, Outage]
+) -> tuple[datetime | None, datetime | None]:
     """Return when it is to be renewed, and when a CA is asked next."""
     if entry.kind == "internal" and entry.bundles:
         return plan_internal.renewal_time(entry.bundles[0]), None
     if entry.wanted is None or entry.is_withheld:
         return None, None
-    action = plan(entry.wanted, held, entry.state, now)
+    action = plan(entry.wanted, held, entry.state, now, away=away)
     if isinstance(action, Wait) and held and entry.wanted.on_demand and action.until == held.not_after:
         return None, None  # left to expire
     next_attempt = action.until if isinstance(action, Wait) else now if isinstance(action, Obtain) else None

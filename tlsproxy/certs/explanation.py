@@ -6,7 +6,7 @@ what to do; the CA's own words are quoted, never paraphrased.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,21 @@ from tlsproxy.certs.words import listing, moment, span
 
 if TYPE_CHECKING:
     from tlsproxy.certs.catalogue import Entry
+    from tlsproxy.certs.outages import Outage
     from tlsproxy.certs.wanted import Wanted
     from tlsproxy.store.bundle import Bundle
 
 
-def explain(entry: Entry, quota: list[dict[str, Any]], now: datetime) -> dict[str, Any]:
+def explain(
+    entry: Entry, quota: list[dict[str, Any]], now: datetime, away: Mapping[str, Outage] | None = None
+) -> dict[str, Any]:
     """Return the decision about one certificate with all that led to it.
 
     `decision` is obtain, wait, park (until somebody does something) or nothing (it is not ours to renew); `next` is
-    {what, when}, `when` None if nobody knows.
+    {what, when}, `when` None if nobody knows. `away` are the CAs that a running proxy leaves alone now.
     """
-    decision, reason, then = _decide(entry, now)
+    away = away or {}
+    decision, reason, then = _decide(entry, now, away)
     state = entry.state
     answer = {
         "name": entry.name,
@@ -40,7 +44,7 @@ def explain(entry: Entry, quota: list[dict[str, Any]], now: datetime) -> dict[st
         "quota": quota,
         "history": [{"when": utc(event.when), "what": event.what, "text": event.text} for event in state.history],
     }
-    return {**answer, "sentences": list(_sentences(entry, answer, now))}
+    return {**answer, "sentences": [*_sentences(entry, answer, now, away)]}
 
 
 def quota_rows(budgets: Iterable[Budget], directory: str) -> list[dict[str, Any]]:
@@ -56,12 +60,12 @@ def utc(when: datetime | None) -> str | None:
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if when else None
 
 
-def _decide(entry: Entry, now: datetime) -> tuple[str, str, dict[str, Any]]:
+def _decide(entry: Entry, now: datetime, away: Mapping[str, Outage]) -> tuple[str, str, dict[str, Any]]:
     if entry.wanted and entry.is_withheld:
         what = "the proxy looks again every few minutes"
         return "park", "it may be good, so none is ordered in its place", {"what": what, "when": None}
     if entry.wanted:
-        action = plan(entry.wanted, entry.held, entry.state, now)
+        action = plan(entry.wanted, entry.held, entry.state, now, away=away)
         return _word(action), action.reason, _next(action, entry, now)
     if entry.kind == "internal":
         return _decide_internal(entry.bundles[0] if entry.bundles else None, now)
@@ -129,9 +133,10 @@ def _last_error(entry: Entry) -> dict[str, Any] | None:
 # --- in words
 
 
-def _sentences(entry: Entry, answer: dict[str, Any], now: datetime) -> Iterator[str]:
+def _sentences(entry: Entry, answer: dict[str, Any], now: datetime, away: Mapping[str, Outage]) -> Iterator[str]:
     yield _certificate_words(entry, now)
     yield _decision_words(answer)
+    yield from _outage_words(entry, answer, away)
     yield from _error_words(entry)
     yield from _quota_words(answer["quota"])
     yield from (f"{moment(event.when)}  {event.what}: {event.text}" for event in entry.state.history)
@@ -159,6 +164,14 @@ def _decision_words(answer: dict[str, Any]) -> str:
     if answer["decision"] == "obtain":
         return f"A certificate is due: {reason}. Next, as soon as the proxy runs: {what}."
     return f"Nothing is done: {reason}. Next: {what}."
+
+
+def _outage_words(entry: Entry, answer: dict[str, Any], away: Mapping[str, Outage]) -> Iterator[str]:
+    """Say what another certificate has met, if this one waits for that reason."""
+    for issuer in entry.wanted.issuers if entry.wanted else ():
+        outage = away.get(issuer.directory)
+        if outage and outage.words in answer["reason"]:
+            yield f"Another certificate was told: {outage.error}"
 
 
 def _error_words(entry: Entry) -> Iterator[str]:

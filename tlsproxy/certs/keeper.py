@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, assert_never
 
@@ -24,12 +24,14 @@ from tlsproxy.certs.agenda import Agenda
 from tlsproxy.certs.ari import ari_due, ari_next_check
 from tlsproxy.certs.attempt import PAUSE, Asked, Attempts, Elsewhere, Failed, NotNow, Obtained, Outcome
 from tlsproxy.certs.limiter import PARALLEL
+from tlsproxy.certs.outages import Outage
 from tlsproxy.certs.plan import plan
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.tools import Tools
 from tlsproxy.certs.wanted import Action, Held, Obtain, Park, Wait, Wanted
 from tlsproxy.certs.windows import Windows
+from tlsproxy.certs.work import Errand, Work
 from tlsproxy.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ ELSEWHERE = timedelta(seconds=30)
 """Until the next look at a name that another process works on."""
 SOONEST = timedelta(seconds=1)
 """Between two attempts for one name, whatever a plan says: a flaw in it must not become a loop."""
+SPREAD = timedelta(minutes=1)
+"""Over so long ten thousand names come back that have waited for a CA, a hundred of them over a second."""
 _BREATH = 200  # names that are planned before the event loop gets a turn
 
 
@@ -56,39 +60,6 @@ class Audience(Protocol):
 
     def seen(self, wanted: Wanted, held: Held | None, now: datetime) -> None:
         """A look at a certificate, every ten minutes: is it close to its end?"""
-
-
-class Work:
-    """What is under way for one name, and who watches.
-
-    `is_order`: no mere question to the CA; `is_asked`: somebody waits for it, so it does not wait for others.
-    """
-
-    # Mutable: _watchers, _steps (for those who come late), task (set once).
-
-    def __init__(self, *, is_order: bool, is_asked: bool) -> None:
-        self.is_order, self.is_asked = is_order, is_asked
-        self.task: asyncio.Task[Outcome | None] | None = None
-        self._watchers: list[Progress] = []
-        self._steps: list[Step] = []
-
-    @property
-    def step(self) -> Step | None:
-        """What is being done now."""
-        return self._steps[-1] if self._steps else None
-
-    def tell(self, step: Step) -> None:
-        self._steps.append(step)
-        for watcher in self._watchers:
-            watcher(step)
-
-    def watch(self, progress: Progress) -> None:
-        for step in self._steps:
-            progress(step)
-        self._watchers.append(progress)
-
-
-Errand = Callable[[Work], Awaitable[Outcome | None]]
 
 
 class Keeper:
@@ -111,7 +82,7 @@ class Keeper:
         self._audience, self._rnd = audience, rnd
         self._wanted: dict[str, Wanted] = {}
         self._agenda = Agenda()
-        self._backlog: dict[str, None] = {}
+        self._backlog = Agenda()  # by when clients begin to notice
         self._work: dict[str, Work] = {}
         self._asked = asyncio.Semaphore(PARALLEL)
         self._questions = asyncio.Semaphore(PARALLEL)
@@ -149,6 +120,10 @@ class Keeper:
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._wanted)
+
+    def away(self) -> Mapping[str, Outage]:
+        """Return the CAs that nobody asks now, by directory."""
+        return self._attempts.outages.away()
 
     # --- by itself
 
@@ -210,7 +185,7 @@ class Keeper:
     def _do_what_is_due(self, wanted: Wanted) -> None:
         name = wanted.name
         if isinstance(self._plan(wanted), Obtain):
-            self._backlog[name] = None
+            self._backlog.put(name, self._end_of(name))
         elif ari_due(self._shelf.state(name), self._shelf.held(name), self._tools.now()):
             self._begin(name, self._ask(wanted), Work(is_order=False, is_asked=False))
         else:
@@ -219,13 +194,18 @@ class Keeper:
     def _work_off(self) -> None:
         """Begin the most urgent orders of those that are due, as long as few enough are under way."""
         running = sum(work.is_order and not work.is_asked for work in self._work.values())
-        while self._backlog and running < PARALLEL and not self._is_stopping:
-            name = min(self._backlog, key=self._end_of)
-            del self._backlog[name]
+        for _ in range(_BREATH):
+            if running >= PARALLEL or self._is_stopping or (name := self._backlog.take_first()) is None:
+                return
             wanted = self._wanted.get(name)
-            if wanted and name not in self._work and isinstance(self._plan(wanted), Obtain):
+            if wanted is None or name in self._work:
+                continue
+            if isinstance(self._plan(wanted), Obtain):
                 self._begin(name, self._order(wanted, None), Work(is_order=True, is_asked=False))
                 running += 1
+            else:
+                self._note(wanted)  # a CA has gone away meanwhile
+        asyncio.get_running_loop().call_soon(self._work_off)
 
     def _end_of(self, name: str) -> datetime:
         """Return when clients begin to notice."""
@@ -234,7 +214,8 @@ class Keeper:
 
     def _plan(self, wanted: Wanted) -> Action:
         """Return the plan. On-demand names are obtained and renewed when a client asks: demand.py asks for leave."""
-        action = plan(wanted, self._shelf.held(wanted.name), self._shelf.state(wanted.name), self._tools.now())
+        held, state, away = self._shelf.held(wanted.name), self._shelf.state(wanted.name), self.away()
+        action = plan(wanted, held, state, self._tools.now(), away=away)
         return Park("a client has to ask for it") if wanted.on_demand and isinstance(action, Obtain) else action
 
     def _note(self, wanted: Wanted, *, not_before: datetime | None = None) -> None:
@@ -248,8 +229,12 @@ class Keeper:
         if check := ari_next_check(state, held, now):
             instants.append(check)
         if instants and name in self._wanted:
-            self._agenda.put(name, max(min(instants), not_before or now + SOONEST))
+            self._agenda.put(name, max(min(instants), not_before or now + SOONEST) + self._delay())
             self._wake.set()
+
+    def _delay(self) -> timedelta:
+        """Let those who wait for the same CA come back one by one."""
+        return min(SPREAD, timedelta(milliseconds=10) * len(self._wanted)) * self._rnd() if self.away() else timedelta()
 
     # --- work
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from tlsproxy.certs import accounts
 from tlsproxy.certs.account_key import AccountKey
 from tlsproxy.certs.accounts import Account, Authority, OpenSession
-from tlsproxy.certs.conversation import Conversation, Patience
+from tlsproxy.certs.conversation import PASSING, Conversation, Patience
 from tlsproxy.certs.job import Job
+from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.resources import Eab
 from tlsproxy.certs.tools import Tools
@@ -46,15 +47,20 @@ class LogIn:
 class LogIns:
     """All accounts of one store."""
 
-    # Mutable: urls (our account's URL by directory, as far as this process has learned), _locks (by directory).
+    # Mutable: urls (our account's URL by directory, as far as this process has learned), _locks (by directory),
+    # _failures (by directory: how often a log-in ended because of the CA).
 
     def __init__(self, tools: Tools, permit: Permit) -> None:
         self._tools, self._permit = tools, permit
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._failures: dict[str, int] = defaultdict(int)
         self.urls: dict[str, str] = {}
 
     async def log_in(self, job: Job, talk: Conversation, progress: Progress, *, gone: str = "") -> LogIn:
-        """Return a session with an account that is registered; `gone` is the URL of one that the CA does not know."""
+        """Return a session with an account that is registered; `gone` is the URL of one that the CA does not know.
+
+        Raises AcmeFailure; CANCELLED if the CA has let down another job while this one waited for it.
+        """
         progress(Step("account", "", f"asking {job.directory}"))
         log_in = partial(
             accounts.log_in,
@@ -64,12 +70,26 @@ class LogIns:
             permit=partial(self._permit, job.directory),
             gone=gone,
         )
+        failures = self._failures[job.directory]
         async with self._locks[job.directory]:
-            patience = Patience(LIMIT, step="account", directory=job.directory)
-            account, session = await talk.insist(patience, log_in)
+            if self._failures[job.directory] != failures:
+                detail = "the CA has let down another certificate a moment ago"
+                raise AcmeFailure(FailureKind.CANCELLED, detail=detail, step="account", directory=job.directory)
+            account, session = await self._insist(job, talk, log_in)
         if not job.rehearsal:
             self.urls[job.directory] = account.url
         return LogIn(session, account.url)
+
+    async def _insist(
+        self, job: Job, talk: Conversation, log_in: Callable[[], tuple[Account, AcmeSession]]
+    ) -> tuple[Account, AcmeSession]:
+        patience = Patience(LIMIT, step="account", directory=job.directory)
+        try:
+            return await talk.insist(patience, log_in)
+        except AcmeFailure as failure:
+            if failure.kind in (*PASSING, FailureKind.RATE_LIMITED, FailureKind.QUOTA):
+                self._failures[job.directory] += 1
+            raise
 
 
 def authority_of(issuer: Issuer, *, rehearsal: bool = False) -> Authority:

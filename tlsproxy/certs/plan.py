@@ -7,9 +7,11 @@ answer of a CA, no clock and no restart makes a certificate be ordered in a loop
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from tlsproxy.certs.ari import window_of
+from tlsproxy.certs.outages import Outage
 from tlsproxy.certs.state import Ari, State, as_configured
 from tlsproxy.certs.wanted import Action, Held, IssuerId, Obtain, Park, Wait, Wanted
 from tlsproxy.certs.words import listing, moment, span
@@ -25,18 +27,28 @@ _SHORT_LIFE = timedelta(days=10)
 _ASKED = timedelta(hours=1)  # an on-demand name without a certificate: the client that asked has gone by then
 _LONG_BUSY = timedelta(hours=1)  # who has to wait longer for one CA, and has another, asks that one
 _STEADY = timedelta(minutes=10)  # a clock that is set back by less than this is an ordinary clock
+_LONG_AWAY = timedelta(minutes=10)  # who has no valid certificate, and another CA, asks that one; else _LONG_BUSY
 _MOST_BUSY = timedelta(days=8)
+_NONE_AWAY: Mapping[str, Outage] = {}
 
 
-def plan(wanted: Wanted, held: Held | None, state: State, now: datetime, *, forced: str = "") -> Action:
+def plan(
+    wanted: Wanted,
+    held: Held | None,
+    state: State,
+    now: datetime,
+    *,
+    forced: str = "",
+    away: Mapping[str, Outage] = _NONE_AWAY,
+) -> Action:
     """Tell what to do about one certificate. `held` is None if there is none in the store that can be read.
 
     `forced` is the reason of a person who wants it now (after `by_hand` on the state): it overrides the renewal point,
-    not what the CA asked to wait for.
+    not what the CA asked to wait for. `away` are the CAs that other names have found to be of no use now.
     """
     state = as_configured(state, wanted)
     need = forced or _need(wanted, held, state, now)
-    return need if isinstance(need, Wait | Park) else _order(need, wanted, held, state, now)
+    return need if isinstance(need, Wait | Park) else _order(need, wanted, held, state, now, away)
 
 
 def renewal_time(held: Held, ari: Ari | None = None) -> datetime:
@@ -90,22 +102,27 @@ def _renewal(wanted: Wanted, held: Held, state: State, now: datetime) -> str | W
     return _why_due(held, window, now)
 
 
-def _order(need: str, wanted: Wanted, held: Held | None, state: State, now: datetime) -> Action:
+def _order(
+    need: str, wanted: Wanted, held: Held | None, state: State, now: datetime, away: Mapping[str, Outage]
+) -> Action:
     """Turn a need into an order, if failures and the CAs let us."""
     turns = [(state.issuer + step) % len(wanted.issuers) for step in range(len(wanted.issuers))]
     willing = [index for index in turns if wanted.issuers[index].label not in state.refused]
     if not willing:
         return Park(f"{need}, but the CA refuses until the configuration is changed, or it is asked for by hand")
     first = _next_attempt(state, now)
-    index = _whose_turn(wanted, willing, state, first)
+    patience = _LONG_BUSY if held and held.is_valid(now) else _LONG_AWAY
+    index = _whose_turn(wanted, willing, state, first, away, patience)
     issuer = wanted.issuers[index]
-    until = _busy_until(issuer, state, first)
+    until, outage = _busy_until(issuer, state, first), away.get(issuer.directory)
+    if outage and outage.until > until:
+        return Wait(outage.until, f"{need}, but {outage.words}")
     if until > first:
         return Wait(until, f"{need}, but there is nothing from {issuer.directory} before {moment(until)}")
     if first > now:
         count = "1 attempt" if state.attempts == 1 else f"{state.attempts} attempts"
         return Wait(first, f"{need}, but {count} failed; the next is on {moment(first)}")
-    if state.attempts and issuer.staging and not state.rehearsed:
+    if state.attempts and issuer.staging and not state.rehearsed and issuer.staging not in away:
         return Obtain(need, issuer=index, rehearse=True)
     return Obtain(need, replaces=_replaces(issuer, wanted, held, state), issuer=index)
 
@@ -117,11 +134,29 @@ def _next_attempt(state: State, now: datetime) -> datetime:
     return max(state.next_attempt, now)
 
 
-def _whose_turn(wanted: Wanted, willing: list[int], state: State, now: datetime) -> int:
+def _whose_turn(
+    wanted: Wanted,
+    willing: list[int],
+    state: State,
+    now: datetime,
+    away: Mapping[str, Outage],
+    patience: timedelta,
+) -> int:
+    """Return the first CA that is to be had within reasonable time, or the one that is to be had first."""
+
+    def outage_of(index: int) -> Outage | None:
+        return away.get(wanted.issuers[index].directory)
+
+    def possible_at(index: int) -> datetime:
+        outage, until = outage_of(index), _busy_until(wanted.issuers[index], state, now)
+        return max(outage.until, until) if outage else until
+
     for index in willing:
-        if _busy_until(wanted.issuers[index], state, now) - now <= _LONG_BUSY:
+        outage = outage_of(index)
+        is_long_away = outage is not None and not outage.is_limit and now - outage.since >= patience
+        if possible_at(index) - now <= _LONG_BUSY and not is_long_away:
             return index
-    return min(willing, key=lambda index: _busy_until(wanted.issuers[index], state, now))
+    return min(willing, key=possible_at)
 
 
 def _busy_until(issuer: IssuerId, state: State, now: datetime) -> datetime:

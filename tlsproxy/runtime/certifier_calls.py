@@ -159,7 +159,9 @@ class CertifierCalls:
         return await asyncio.to_thread(lambda: self._catalogue().quota(_now()))
 
     def _catalogue(self) -> Catalogue:
-        return Catalogue(self._settings, self._store, self.acme.is_served if self.acme else lambda _: True)
+        if self.acme is None:
+            return Catalogue(self._settings, self._store, lambda _: True)
+        return Catalogue(self._settings, self._store, self.acme.is_served, self.acme.keeper.away())
 
     # --- work
 
