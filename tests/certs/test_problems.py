@@ -42,8 +42,64 @@ LOOKS = [
         "connection",
         f"203.0.113.5: {FETCHING} Timeout after connect (your server may be slow or overloaded)",
         "203.0.113.5",
-        f"the CA could not reach {PATH}… over IPv4 (A 203.0.113.5, connected, but no answer in time). "
-        "Open port 80 there (firewall, port forwarding) or correct the A record.",
+        f"the CA asked for {PATH}… over IPv4 (A 203.0.113.5) and got no answer in time. Port 80 is open there: find "
+        "out what is slow (load, a server in between), and whether the A record leads to this proxy.",
+    ),
+    (
+        "connection",  # tls-alpn-01
+        "2001:db8::7: Timeout after connect (your server may be slow or overloaded)",
+        "2001:db8::7",
+        "the CA connected to port 443 over IPv6 (AAAA 2001:db8::7) and got no answer in time. Port 443 is open there: "
+        "find out what is slow (load, a server in between), and whether the AAAA record leads to this proxy.",
+    ),
+    *(
+        (
+            "connection",
+            f"203.0.113.5: Fetching {url}Zm9vYmFy-_0: {words}{rest}",
+            "203.0.113.5",
+            f"the CA asked for {url}… over IPv4 (A 203.0.113.5) and was sent on in a way that it does not follow "
+            f"({words}). Exempt /.well-known/acme-challenge/ from the redirects of what stands before this proxy; a "
+            "redirect may lead to ports 80 and 443 of a host name only.",
+        )
+        for url, words, rest in (
+            (PATH, "Redirect loop", " detected"),
+            (PATH, "Too many redirects", ""),
+            (
+                "http://api.example.com:8080/.well-known/acme-challenge/",
+                "Invalid port in redirect target. Only ports 80 and 443 are supported, not 8080",
+                "",
+            ),
+            (PATH, "Invalid hostname in redirect target", ", must end in IANA registered TLD"),
+            (
+                PATH,
+                'Invalid protocol scheme in redirect target. Only "http" and "https" protocol schemes are supported, '
+                'not "ftp"',
+                "",
+            ),
+            (PATH, "Invalid host in redirect target", ' "api.example.com.well-known". Check webserver config'),
+        )
+    ),
+    *(
+        (
+            kind,
+            f"203.0.113.5: Fetching https://api.example.com/.well-known/acme-challenge/Zm9v: {words}",
+            "203.0.113.5",
+            "the CA was sent on to https://api.example.com/.well-known/acme-challenge/…, and the TLS handshake there "
+            f"failed over IPv4 (A 203.0.113.5, {reason}). Exempt /.well-known/acme-challenge/ from the redirect to "
+            "https, so that port 80 answers, or mend TLS on port 443 there.",
+        )
+        for kind, words, reason in (
+            ("tls", "tls: handshake failure", "tls: handshake failure"),
+            ("tls", "remote error: tls: unrecognized name", "tls: unrecognized name"),
+            ("connection", "Server only speaks HTTP, not TLS", "Server only speaks HTTP, not TLS"),
+        )
+    ),
+    (
+        "connection",  # the port of the redirect is the one that is closed
+        "203.0.113.5: Fetching https://api.example.com/.well-known/acme-challenge/Zm9v: Connection refused",
+        "203.0.113.5",
+        "the CA could not reach https://api.example.com/.well-known/acme-challenge/… over IPv4 (A 203.0.113.5, "
+        "connection refused). Open port 443 there (firewall, port forwarding) or correct the A record.",
     ),
     (
         "connection",  # tls-alpn-01: Boulder names no URL

@@ -124,6 +124,32 @@ def _unreachable(failure: AcmeFailure, found: re.Match[str]) -> Reading:
     return Reading(what, f"Open port {port} there, in the firewall and in whatever forwards to this proxy.")
 
 
+def _too_slow(failure: AcmeFailure, found: re.Match[str]) -> Reading:
+    where = f"asked for {_url(failure)}" if _url(failure) else f"connected to port {_port(failure)}"
+    return Reading(
+        f"the CA {where}{_via(failure)} and got no answer in time",
+        f"Port {_port(failure)} is open there: find out what is slow (load, a server in between), and whether the "
+        f"{_record(failure) or 'DNS'} record leads to this proxy.",
+    )
+
+
+def _redirected(failure: AcmeFailure, found: re.Match[str]) -> Reading:
+    return Reading(
+        f"the CA asked for {_url(failure) or 'the challenge'}{_via(failure)} and was sent on in a way that it does not "
+        f"follow ({found[0].rstrip('. ')})",
+        f"Exempt {_CHALLENGES} from the redirects of what stands before this proxy; a redirect may lead to ports 80 "
+        "and 443 of a host name only.",
+    )
+
+
+def _redirected_to_tls(failure: AcmeFailure, found: re.Match[str]) -> Reading:
+    return Reading(
+        f"the CA was sent on to {_url(failure)}, and the TLS handshake there failed{_via(failure, found[1])}",
+        f"Exempt {_CHALLENGES} from the redirect to https, so that port 80 answers, or mend TLS on port "
+        f"{_port(failure)} there.",
+    )
+
+
 def _not_our_answer(failure: AcmeFailure, found: re.Match[str]) -> Reading:
     status = re.search(r"(?:: |returned |code )(\d{3})\b", failure.detail)
     got = status[1] if status else "something else than this proxy's answer"
@@ -242,6 +268,12 @@ _BY_WORDS: list[tuple[re.Pattern[str], Callable[[AcmeFailure, re.Match[str]], Re
         (r"No valid IP addresses|could not resolve URL|no such host", _no_address),
         (r"(?:SERVFAIL|REFUSED|query timed out|networking error) looking up \w+ for [\w.*-]+", _dns_trouble),
         (r"Error retrieving TXT records|DNS problem[\w: ]*", _dns_trouble),
+        (r"(?:Redirect loop|Too many redirects|Invalid (?:\w+ )+in redirect target)(?:.*not \S+)?", _redirected),
+        (r"Timeout after connect", _too_slow),
+        (
+            r"Fetching https://\S+: (?:remote error: )?(tls: [\w ]+|Server only speaks HTTP, not TLS)",
+            _redirected_to_tls,
+        ),
         (r"Invalid response from|Non-200 status code|did not match this challenge|key authorization", _not_our_answer),
         (r"Cannot negotiate ALPN protocol|no acmeIdentifier extension|Incorrect validation certificate", _not_our_tls),
         (r"Server only speaks HTTP, not TLS|tls: [\w ]+|ALPN", _not_our_tls),
