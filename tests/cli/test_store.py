@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.answering import answering
 from tests.store.pki import issue
 from tlsproxy import cli
+from tlsproxy.runtime.adminhttp import Answer
 from tlsproxy.store.base import CertificateStore, open_store
 
 Output = pytest.CaptureFixture[str]
@@ -50,6 +52,66 @@ def test_a_backup_is_not_overwritten_unasked(filled: CertificateStore, capsys: O
     assert Path("backup").read_text() == "the last one"
     assert cli.main(["admin", "store", "export", "backup", "--force"]) == 0
     assert Path("backup").read_text() != "the last one"
+
+
+EXPORT, REKEY = ["admin", "store", "export", "backup", "--force"], ["admin", "store", "rekey"]
+
+
+@pytest.mark.parametrize("command", [EXPORT, REKEY], ids=["export", "rekey"])
+def test_a_store_that_is_missing_is_told_and_not_made(folder: Path, command: list[str], capsys: Output) -> None:
+    configure_keys(NEW)
+    Path("backup").write_text("the last one")
+    assert cli.main(command) == 1
+    assert f"store.url file://{folder}/store: there is no certificate store. If" in capsys.readouterr().err
+    assert not (folder / "store").exists()
+    assert Path("backup").read_text() == "the last one"
+
+
+@pytest.mark.parametrize("command", [EXPORT, REKEY], ids=["export", "rekey"])
+def test_a_store_that_is_empty_is_told(
+    store: CertificateStore, folder: Path, command: list[str], capsys: Output
+) -> None:
+    configure_keys(NEW)
+    Path("backup").write_text("the last one")
+    assert store.acquire("a")  # no record
+    assert cli.main(command) == 1
+    assert f"store.url file://{folder}/store: there is nothing in this store. If" in capsys.readouterr().err
+    assert Path("backup").read_text() == "the last one"
+
+
+def sealed(folder: Path) -> bool:
+    return all(b'"name"' not in file.read_bytes() for file in (folder / "store").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("answer", [Answer(200, {}), Answer(503, {"error": "not yet"})])
+def test_no_new_key_beside_a_proxy_that_may_not_know_it(
+    filled: CertificateStore, folder: Path, answer: Answer, capsys: Output
+) -> None:
+    configure_keys(NEW)
+    with answering(folder / "admin.sock", {"GET /status": answer}):
+        assert cli.main(REKEY) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("tlsproxy: the proxy is running")
+        assert "Put the new key before the old one in store.encryption_keys and restart the proxy" in said
+        assert not sealed(folder)
+        assert cli.main([*REKEY, "--force"]) == 0
+    assert sealed(folder)
+
+
+def test_a_proxy_is_looked_for_at_the_socket_that_is_given(filled: CertificateStore, folder: Path) -> None:
+    configure_keys(NEW)
+    with answering(folder / "other.sock", {"GET /status": Answer(200, {})}):
+        assert cli.main([*REKEY, "--socket", "other.sock"]) == 1
+    assert not sealed(folder)
+
+
+def test_a_proxy_that_cannot_be_asked_is_told_of(filled: CertificateStore, folder: Path, capsys: Output) -> None:
+    configure_keys(NEW)
+    text = Path("tlsproxy.toml").read_text()
+    Path("tlsproxy.toml").write_text(text.replace('socket = "admin.sock"', 'socket = "off"'))
+    assert cli.main(REKEY) == 0
+    assert "if one runs, it must know all keys" in capsys.readouterr().err
+    assert sealed(folder)
 
 
 def test_newer_records_are_named_and_left_alone(filled: CertificateStore, capsys: Output) -> None:

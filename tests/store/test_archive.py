@@ -162,6 +162,11 @@ def test_a_backup_is_not_replaced_by_nothing(path: Path) -> None:
     with pytest.raises(StoreError, match=r"is not written: not one record could be read. The first: memory: "):
         export_store(CertificateStore(records, NEW_RING), path)
     assert path.read_text() == "yesterday's backup"
+    store = MemoryStore()
+    store.put_record("challenges", "http-01/x", {})
+    with pytest.raises(StoreError, match="is not written: nothing there is to be saved"):
+        export_store(store, path)
+    assert path.read_text() == "yesterday's backup"
 
 
 @pytest.mark.parametrize(
@@ -219,5 +224,5 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="can't be read"):
             import_store(MemoryStore(), place)
         with pytest.raises(StoreError, match="can't be written"):
-            export_store(MemoryStore(), place)
+            export_store(filled(MemoryStore()), place)
     assert list(tmp_path.iterdir()) == []

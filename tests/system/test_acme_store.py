@@ -86,7 +86,7 @@ def test_keys_are_replaced_while_it_is_stopped_and_while_it_runs(
         proxy_with(tmp_path, ca, ports, app, THIRD, SECOND) as proxy,
         visiting(proxy, "a.test", trusting(ca.root())) as visits,
     ):
-        admin(tmp_path, "store", "rekey", environment=knowing(THIRD, SECOND))
+        admin(tmp_path, "store", "rekey", "--force", environment=knowing(THIRD, SECOND))
     assert visits.serials == [held]
     assert ca.orders == orders
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tlsproxy.certs.catalogue import Catalogue
     from tlsproxy.runtime.adminclient import AdminClient
     from tlsproxy.settings import Loaded, Settings
-    from tlsproxy.store.base import CertificateStore
+    from tlsproxy.store.base import CertificateStore, Records
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 SERVICE_SOCKET = Path("/run/tlsproxy/admin.sock")
+_WHICH = "If the proxy has another one, name its configuration (--config FILE)."
 _AWAY = frozenset({503, 504})  # what the proxy says while its certifier is not there
 
 
@@ -65,12 +66,17 @@ class Target:
     def _loaded(self) -> Loaded:
         return load(self._config, require_sites=False)
 
+    @property
+    def is_unreachable(self) -> bool:
+        """Tell whether the configuration says that no running proxy can be asked."""
+        return self._socket is None and self.settings.admin.socket == "off"
+
     @functools.cached_property
     def client(self) -> AdminClient:
         """Raises NotRunning if the configuration says that there is no socket."""
         from tlsproxy.runtime.adminclient import AdminClient
 
-        if self._socket is None and self.settings.admin.socket == "off":
+        if self.is_unreachable:
             raise NotRunning('the running proxy cannot be asked: the configuration says admin.socket = "off"')
         return AdminClient(self._socket or self._find_socket())
 
@@ -121,6 +127,17 @@ class Target:
                 yield store
             finally:
                 store.close()
+
+    def require_store(self) -> None:
+        """Raise StoreError if there is no store yet: nothing to save, and nothing to be made by the way."""
+        url = self.settings.store.url
+        if self._is_missing(url):
+            raise StoreError(f"store.url {url}: there is no certificate store. {_WHICH}")
+
+    def require_records(self, records: Records) -> None:
+        """Raise StoreError if the store holds nothing at all."""
+        if not any(records.keys(folder) for folder in records.folders()):
+            raise StoreError(f"store.url {self.settings.store.url}: there is nothing in this store. {_WHICH}")
 
     def _is_missing(self, url: str) -> bool:
         from tlsproxy.store.base import directory_of
