@@ -21,7 +21,7 @@ from tlsproxy.certs.ari import after_ari_failure, ari_due, window_of, with_ari
 from tlsproxy.certs.conversation import Conversation
 from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.login import opener
-from tlsproxy.certs.problems import AcmeFailure
+from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.resources import RenewalInfo
 from tlsproxy.certs.shelf import Shelf
 from tlsproxy.certs.state import State
@@ -39,6 +39,7 @@ SESSION_LIFE = timedelta(hours=1)
 """A directory is read again after this: a CA may begin to offer windows, or move."""
 PATIENCE = timedelta(minutes=10)
 """A CA that could not be asked is not asked for any other certificate for so long."""
+_AWAY = (FailureKind.UNREACHABLE, FailureKind.BUSY, FailureKind.RATE_LIMITED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +88,16 @@ class Windows:
         self._lines.clear()
 
     async def _ask(self, name: str, held: Held, state: State) -> State:
-        now = self._tools.now()
         try:
-            line = await self._line(held.directory)
-            if line.session is None:
-                until = max(0.0, (line.until - now).total_seconds())
-                return after_ari_failure(state, held, retry_after=until, now=now, rnd=self._rnd())
-            window = await line.talk.ask(line.session.renewal_info, held.ari_id)
+            # One at a time: who has waited behind a question without an answer need not ask it once more.
+            async with self._locks[held.directory]:
+                line, now = await self._line(held.directory), self._tools.now()
+                if line.session is None:
+                    until = max(0.0, (line.until - now).total_seconds())
+                    return after_ari_failure(state, held, retry_after=until, now=now, rnd=self._rnd())
+                window = await self._question(line, line.session, held)
         except AcmeFailure as failure:
+            now = self._tools.now()
             logger.info("certificate.window_unknown", extra={"certificate": name, "error": str(failure)})
             wait = (failure.retry_at - now).total_seconds() if failure.retry_at else None
             return after_ari_failure(state, held, retry_after=wait, now=now, rnd=self._rnd())
@@ -103,29 +106,38 @@ class Windows:
             state, held, window.start, window.end, window.explanation_url, retry_after=window.retry_after, now=now
         )
 
+    async def _question(self, line: _Line, session: AcmeSession, held: Held) -> RenewalInfo:
+        """Ask for one window. If the CA is away, nobody else asks it for a while. Raises AcmeFailure."""
+        try:
+            return await line.talk.ask(session.renewal_info, held.ari_id)
+        except AcmeFailure as failure:
+            if failure.kind in _AWAY:
+                session.close()
+                self._lines[held.directory] = _Line(None, line.talk, self._tools.now() + PATIENCE)
+            raise
+
     async def _line(self, directory: str) -> _Line:
-        """Return the session with a CA; at most one task opens it. Raises AcmeFailure."""
-        async with self._locks[directory]:
-            line, now = self._lines.get(directory), self._tools.now()
-            if line and now < line.until:
-                return line
-            if line and line.session:
-                line.session.close()
-            talk = Conversation(self._tools)
-            # RFC 9773 4.1: the question is a plain GET. The key signs nothing, but a session has one.
-            open_session = opener(directory, self._bundles.get(directory, ""))
-            session = await self._tools.in_thread(open_session, AccountKey.generate(), "")
-            try:
-                offer = await talk.ask(session.connect)
-            except AcmeFailure:
-                session.close()
-                self._lines[directory] = _Line(None, talk, now + PATIENCE)
-                raise
-            if not offer.has_renewal_info:
-                session.close()
-            line = _Line(session if offer.has_renewal_info else None, talk, now + SESSION_LIFE)
-            self._lines[directory] = line
+        """Return the session with a CA, for the one who has its lock. Raises AcmeFailure."""
+        line, now = self._lines.get(directory), self._tools.now()
+        if line and now < line.until:
             return line
+        if line and line.session:
+            line.session.close()
+        talk = Conversation(self._tools)
+        # RFC 9773 4.1: the question is a plain GET. The key signs nothing, but a session has one.
+        open_session = opener(directory, self._bundles.get(directory, ""))
+        session = await self._tools.in_thread(open_session, AccountKey.generate(), "")
+        try:
+            offer = await talk.ask(session.connect)
+        except AcmeFailure:
+            session.close()
+            self._lines[directory] = _Line(None, talk, self._tools.now() + PATIENCE)
+            raise
+        if not offer.has_renewal_info:
+            session.close()
+        line = _Line(session if offer.has_renewal_info else None, talk, now + SESSION_LIFE)
+        self._lines[directory] = line
+        return line
 
 
 def _log_window(name: str, held: Held, state: State, window: RenewalInfo) -> None:
