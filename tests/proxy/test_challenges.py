@@ -197,8 +197,22 @@ def watch(monkeypatch: pytest.MonkeyPatch, store: CertificateStore, method: str,
     monkeypatch.setattr(store.records, method, note)
 
 
-def test_an_answer_is_found_whenever_it_was_put(tmp_path: Path) -> None:
-    """Also in the same tick of the kernel as another change, which leaves the folder's time of change as it was."""
+def test_an_answer_is_found_that_hides_behind_another_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put in the same tick of the kernel: the folder's time of change is as it was."""
+    store, clock = open_store("memory:"), Clock()
+    monkeypatch.setattr(store.records, "version", lambda _: "the same")
+    challenges = Challenges(store)
+    answers = ChallengeAnswers(challenges, clock=clock)
+    assert answers.http(PATH) is None
+    assert answers.tls_alpn(HOST) is None
+    challenges.put_http(TOKEN, ANSWER, now() + SOON)
+    challenges.put_tls_alpn(HOST, self_issue(HOST).bundle(), now() + SOON)
+    clock.now += 1.5  # whenever it is asked for
+    assert answers.http(PATH) == ANSWER.encode()
+    assert answers.tls_alpn(HOST) is not None
+
+
+def test_an_answer_is_found_as_soon_as_it_was_put(tmp_path: Path) -> None:
     challenges = Challenges(open_store(f"file://{tmp_path}/store"))
     answers = ChallengeAnswers(challenges)
     for number in range(100):
