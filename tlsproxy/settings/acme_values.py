@@ -125,7 +125,7 @@ def parse_eab_key(value: object) -> str:
 
 
 def parse_master_key(value: object) -> str:
-    """Return a key that the store is encrypted with. It is not stretched, so a word that one remembers is refused."""
+    """Return a key that the store is encrypted with: 32 random bytes, or a passphrase too long to be guessed."""
     key = parse_secret(value)
     if len(key) < _LEAST_KEY_LENGTH or len(set(key)) < _LEAST_KEY_VARIETY:
         raise ValueError(

@@ -8,9 +8,9 @@ name; whatever else lies there is an error, plain records too once there are key
 """
 
 import base64
-import binascii
 import functools
 import os
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -29,6 +29,8 @@ _HEADER = len(MAGIC) + _KID + _NONCE
 OVERHEAD = _HEADER + _TAG
 _LEAST_BYTES = 32
 _LEAST_LETTERS = 32
+_HEX = re.compile(r"[0-9A-Fa-f]{64}")
+_BASE64 = re.compile(r"[0-9A-Za-z+/_-]{43}=")
 _HOW = "Make one with: openssl rand -base64 32"
 _PURPOSE = b"tlsproxy storage v1"
 
@@ -46,7 +48,7 @@ class Keyring:
     """Master keys, the newest first. The first one seals, each of them opens; without any, nothing is sealed."""
 
     def __init__(self, keys: Sequence[bytes | str] = ()) -> None:
-        """Take keys as text (base64, hex, a passphrase of 32 characters) or raw bytes (32 at least). StoreError."""
+        """Take keys as text (base64 or hex of 32 bytes, else a passphrase) or raw bytes (32 at least). StoreError."""
         self._ciphers: dict[bytes, AESGCM] = {}
         for number, key in enumerate(keys, 1):
             master = _master(key, number)
@@ -164,8 +166,7 @@ def _master(key: bytes | str, number: int) -> bytes:
             raise StoreError(f"{label}: {len(key)} bytes, at least {_LEAST_BYTES} are needed. {_HOW}")
         return key
     text = key.strip()
-    decoded = _decoded(text)
-    if decoded is not None and len(decoded) >= _LEAST_BYTES:
+    if (decoded := _decoded(text)) is not None:
         return decoded
     if len(text) < _LEAST_LETTERS:
         raise StoreError(
@@ -176,15 +177,15 @@ def _master(key: bytes | str, number: int) -> bytes:
 
 
 def _decoded(text: str) -> bytes | None:
-    """Return the bytes behind hex or base64 (also the URL-safe alphabet), or None. Hex first: it is base64 as well."""
-    try:
+    """Return the bytes behind 64 digits of hex, or base64 of 32 bytes (also the URL-safe alphabet); None for others.
+
+    No other length: words in a row are base64 as well, and a passphrase must not go without being stretched.
+    """
+    if _HEX.fullmatch(text):
         return bytes.fromhex(text)
-    except ValueError:
-        pass
-    try:
+    if _BASE64.fullmatch(text):
         return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError):
-        return None
+    return None
 
 
 @functools.lru_cache(maxsize=8)
