@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.certs.keeping import House, make_house
+from tests.certs.keeping import House, make_house, wanted_from
 from tests.fakes.certificate_authority import CertificateAuthority
+from tlsproxy.certs.attempt import Asked, Obtained
+from tlsproxy.certs.progress import unwatched
 from tlsproxy.certs.windows import PATIENCE, Windows
 
 HOSTS = ("a.test", "b.test", "c.test", "d.test")
@@ -42,6 +44,28 @@ def test_a_ca_that_does_not_answer_is_asked_for_one_name_only(tmp_path: Path, tr
         await _fetch_all(house, windows)
         assert ca.count["renewal-info"] == before + 1 + len(HOSTS)
         windows.close()
+
+    with CertificateAuthority(tmp_path) as ca, make_house(ca) as house:
+        ca.now = house.desk.clock
+        asyncio.run(story(house, ca))
+
+
+def test_an_order_does_not_wait_for_questions_without_an_answer(tmp_path: Path) -> None:
+    async def story(house: House, ca: CertificateAuthority) -> None:
+        for host in HOSTS:
+            house.want(host)
+            await house.look()
+        house.keeper.want(wanted_from(house.issuers, host) for host in HOSTS)
+        house.desk.clock.ahead += timedelta(days=1)
+        gate = ca.gate("renewal-info")
+        await house.keeper.look()
+        await asyncio.to_thread(gate.wait)
+        async with asyncio.timeout(10):  # a gate holds what comes for longer
+            for host in HOSTS:
+                outcome = await house.keeper.obtain(f"acme/{host}", Asked("by hand"), unwatched)
+                assert isinstance(outcome, Obtained)
+        gate.open()
+        await house.keeper.settle()
 
     with CertificateAuthority(tmp_path) as ca, make_house(ca) as house:
         ca.now = house.desk.clock

@@ -242,7 +242,8 @@ class Keeper:
         """Do something about a certificate when nothing else is under way for it. What the errand raises, it raises."""
         while (work := self._work.get(name)) is not None and work.task is not None:
             progress(Step("wait", "", "something else is under way for this certificate"))
-            await asyncio.wait([work.task])
+            if not await self._displace(work):
+                await asyncio.wait([work.task])
         raised: list[Exception] = []
 
         async def guarded(work: Work) -> Outcome | None:
@@ -270,12 +271,23 @@ class Keeper:
         """Obtain a certificate now because somebody asks, or follow what is under way for it. Raises KeyError."""
         wanted = self._wanted[name]
         while (work := self._work.get(name)) is not None and work.task is not None:
+            if await self._displace(work):
+                continue
             work.watch(progress)
             outcome = await asyncio.shield(work.task)
             if work.is_order and isinstance(outcome, Obtained | Failed):
                 return outcome
         task = self._begin(name, self._order(wanted, asked), Work(is_order=True, is_asked=True), progress)
         return await asyncio.shield(task) or Elsewhere()
+
+    async def _displace(self, work: Work) -> bool:
+        """End a question to the CA (asked again later) and return True; all other work goes on."""
+        if work.is_order or work.is_asked or work.task is None:
+            return False
+        await asyncio.sleep(0)  # one that is ended before it has begun would never leave _work
+        work.task.cancel()
+        await asyncio.wait([work.task])
+        return True
 
     def _begin(
         self, name: str, errand: Errand, work: Work, watcher: Progress | None = None
@@ -321,7 +333,8 @@ class Keeper:
         match outcome:
             case Obtained():
                 await self._audience.obtained(wanted, outcome, progress)
-                await self._windows.fetch(wanted.name)
+                if self._windows.is_free(held):  # else asked soon, by the agenda
+                    await self._windows.fetch(wanted.name)
             case Failed(action=Wait(until=until)):
                 self._audience.failed(wanted, outcome)
                 pause = max(until - now, SOONEST)

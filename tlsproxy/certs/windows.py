@@ -64,6 +64,10 @@ class Windows:
         self._lines: dict[str, _Line] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def is_free(self, held: Held | None) -> bool:
+        """Tell whether a question about this certificate would be put at once, with no other one before it."""
+        return held is None or not self._locks[held.directory].locked()
+
     async def fetch(self, name: str) -> bool:
         """Fetch the window of the certificate that is in the store now, if it is due. Logs what goes wrong.
 
@@ -110,6 +114,10 @@ class Windows:
         """Ask for one window. If the CA is away, nobody else asks it for a while. Raises AcmeFailure."""
         try:
             return await line.talk.ask(session.renewal_info, held.ari_id)
+        except asyncio.CancelledError:  # the request may hang on for a while: the next one has a session of its own
+            session.close()
+            self._lines.pop(held.directory, None)
+            raise
         except AcmeFailure as failure:
             if failure.kind in _AWAY:
                 session.close()
