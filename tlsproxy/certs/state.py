@@ -60,7 +60,7 @@ class LastError:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the history: `what` is obtained, rehearsed, failed, revoked or asked."""
+    """One line of the history: `what` is obtained, rehearsed, failed, revoked, asked, adopted or kept."""
 
     when: datetime
     what: str
@@ -81,6 +81,8 @@ class State:
     busy             CA directory -> not before this, as the CA (or our quota guard) said
     issuer           index of the CA whose turn it is; `issuer_failures` counts failures in a row with it
     rehearsed        the staging CA has said yes since the last attempt at the real one
+    is_doubted       the last that a CA has found out about the names is that they could not be validated
+    failed_rehearsals        in a row, since the real CA was asked
     no_replaces      ARI id that a CA did not take as `replaces`; never sent again
     replace_now      fingerprint of a certificate that is to be replaced at once (revoked)
     ari              the CA's window
@@ -99,6 +101,8 @@ class State:
     issuer: int = 0
     issuer_failures: int = 0
     rehearsed: bool = False
+    is_doubted: bool = False
+    failed_rehearsals: int = 0
     no_replaces: str = ""
     replace_now: str = ""
     ari: Ari | None = None
@@ -161,13 +165,14 @@ def after_failure(
         return _busy(state, directory, failure.retry_at or now + _OWN_WAIT, now)
     if failure.retry_at:
         state = _busy(state, directory, failure.retry_at, now)
-    return _failed_with(_counted(state, failure, held, now, rnd), failure, action, wanted)
+    state = _doubted(_counted(state, failure, held, now, rnd), failure, action)
+    return _failed_with(state, failure, action, wanted)
 
 
 def after_rehearsal(state: State, now: datetime) -> State:
     """Return the state after the staging CA has said yes: the real one is next, at once."""
     history = _added(state, Event(now, "rehearsed", "the staging CA would issue it"))
-    return replace(state, rehearsed=True, next_attempt=None, last_attempt=now, history=history)
+    return replace(state, rehearsed=True, failed_rehearsals=0, next_attempt=None, last_attempt=now, history=history)
 
 
 def after_success(
@@ -188,6 +193,12 @@ def after_success(
         last_used=state.last_used,
         history=_added(state, Event(now, "obtained", text)),
     )
+
+
+def adopted(own: State, theirs: State, name: str, now: datetime) -> State:
+    """Return the state of a certificate that is a copy of that of `name`, whose state was `theirs`."""
+    history = _added(theirs, Event(now, "adopted", f"from {name}, which no site uses any more"))
+    return replace(theirs, busy={**own.busy, **theirs.busy}, last_used=None, history=history)
 
 
 def by_hand(state: State, now: datetime, *, force: bool = False) -> State:
@@ -238,6 +249,14 @@ def _counted(state: State, failure: AcmeFailure, held: Held | None, now: datetim
     attempts = state.attempts + 1
     delay = retry_delay(attempts, failure.kind, held, state.failing_since or now, now, rnd)
     return replace(state, attempts=attempts, next_attempt=now + delay, rehearsed=False)
+
+
+def _doubted(state: State, failure: AcmeFailure, action: Obtain) -> State:
+    """Our own store's failure says nothing about the names."""
+    if failure.kind is FailureKind.STORE:
+        return state
+    failed = state.failed_rehearsals + 1 if action.rehearse else 0
+    return replace(state, is_doubted=failure.kind is FailureKind.VALIDATION, failed_rehearsals=failed)
 
 
 def _failed_with(state: State, failure: AcmeFailure, action: Obtain, wanted: Wanted) -> State:
