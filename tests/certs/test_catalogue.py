@@ -388,7 +388,8 @@ def test_why_of_one_that_fails_has_the_cas_own_words_and_the_address_it_tried(st
     ("state", "decision", "what"),
     [
         (failed(FailureKind.REFUSED, wanted=wanted()), "park", "nothing, until somebody changes the configuration"),
-        (failed(AcmeFailure(FailureKind.RATE_LIMITED, retry_at=NOW + HOUR), now=NOW, wanted=wanted()), "wait", "a reh"),
+        (failed(FailureKind.VALIDATION, now=NOW, wanted=wanted()), "wait", "a reh"),
+        (failed(FailureKind.BUSY, now=NOW, wanted=wanted()), "wait", f"a certificate is ordered from {CA}"),
         (State(), "obtain", f"a certificate is ordered from {CA}"),
     ],
 )

@@ -238,14 +238,25 @@ def test_the_second_attempt_is_rehearsed_and_then_made() -> None:
     assert obtained(plan(WANTED, None, again, soon + HOUR)).rehearse
 
 
-def test_a_rehearsal_that_fails_costs_the_real_ca_nothing() -> None:
-    state, now = failed(VALIDATION), BORN
-    for _ in range(5):
-        now += 2 * DAY
-        action = obtained(plan(WANTED, None, state, now))
-        assert action.rehearse
-        state = failed(VALIDATION, state=state, now=now, action=action)
-    assert state.attempts == 6
+def test_after_three_rehearsals_that_fail_the_real_ca_has_the_say() -> None:
+    assert rehearsals(None, at(0), 9) == [False, True, True, True, False, True, True, True, False]
+
+
+def test_a_certificate_that_is_about_to_expire_waits_for_no_rehearsal() -> None:
+    assert rehearsals(SITE, at(70), 3) == [False, True, True]
+    assert rehearsals(SITE, at(86), 3) == [False, False, False]
+    assert rehearsals(SITE, at(91), 3) == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", [FailureKind.UNREACHABLE, FailureKind.BUSY, FailureKind.QUOTA, RATE_LIMITED])
+def test_what_says_nothing_about_the_name_is_not_rehearsed(kind: FailureKind) -> None:
+    assert not obtained(plan(WANTED, None, failed(kind), at(2))).rehearse
+    assert not obtained(plan(WANTED, None, failed(VALIDATION, FailureKind.BUSY), at(2))).rehearse
+
+
+@pytest.mark.parametrize("kind", [FailureKind.QUOTA, FailureKind.STORE])
+def test_what_no_ca_has_said_takes_no_doubt_away(kind: FailureKind) -> None:
+    assert obtained(plan(WANTED, None, failed(VALIDATION, kind), at(2))).rehearse
 
 
 @pytest.mark.parametrize("kind", [FailureKind.UNREACHABLE, FailureKind.BUSY, FailureKind.QUOTA, RATE_LIMITED, REFUSED])
@@ -274,7 +285,7 @@ def test_a_permanent_error_is_parked_until_the_configuration_changes() -> None:
     state = failed(REFUSED)
     assert isinstance(plan(WANTED, None, state, at(300)), Park)
     changed = replace(WANTED, fingerprint="two")
-    assert plan(changed, None, state, BORN) == Obtain("there is no certificate yet", rehearse=True)
+    assert plan(changed, None, state, BORN) == Obtain("there is no certificate yet")
 
 
 def test_a_permanent_error_is_tried_again_by_hand() -> None:
@@ -422,6 +433,17 @@ def test_on_demand_only_what_was_used_lately(
 def test_an_unused_one_is_left_to_expire() -> None:
     action = waited(plan(ASKED, SITE, used(FRESH, at(1)), at(65)))
     assert action == Wait(SITE.not_after, "no client has asked for it since 2026-01-02 00:00 UTC; it is left to expire")
+
+
+def rehearsals(held: Held | None, begin: datetime, count: int) -> list[bool]:
+    """Which of so many attempts are rehearsed; none of them succeeds."""
+    state, now, found = FRESH, begin, []
+    for _ in range(count):
+        action = obtained(plan(WANTED, held, state, now))
+        found.append(action.rehearse)
+        state = failed(VALIDATION, state=state, now=now, held=held, action=action)
+        now = state.next_attempt or now
+    return found
 
 
 def obtained(action: Action) -> Obtain:

@@ -108,6 +108,7 @@ class World:
     busy: tuple[Span, ...] = ()
     broken_dns: tuple[Span, ...] = ()
     failure_rate: float = 0.0
+    staging_is_broken: bool = False
     asleep: tuple[Span, ...] = ()
     clock: Callable[[datetime], timedelta] = lambda _: timedelta()
     window: Callable[[Held, datetime], Span] | None = None
@@ -212,7 +213,7 @@ class Year:
         ledger = Ledger.from_record(json.loads(json.dumps(self._ledger)), LETSENCRYPT, CA, ACCOUNT)
         try:
             if action.rehearse:
-                self._validate(wanted, true)
+                self._rehearse(wanted, true)
                 return after_rehearsal(state, now)
             permit(ledger.check(wanted.hosts, now, replaces=exempt, renews=renews))
             new = self._order(action, wanted, true, exempt=exempt)
@@ -258,6 +259,11 @@ class Year:
             raise AcmeFailure(FailureKind.UNREACHABLE)
         if during(self.world.broken_dns, true) or self._random.random() < self.world.failure_rate:
             raise AcmeFailure(FailureKind.VALIDATION, identifier=wanted.hosts[0].removeprefix("*."))
+
+    def _rehearse(self, wanted: Wanted, true: datetime) -> None:
+        if self.world.staging_is_broken:
+            raise AcmeFailure(FailureKind.VALIDATION, identifier=wanted.hosts[0].removeprefix("*."))
+        self._validate(wanted, true)
 
     def _certificate(self, wanted: Wanted, true: datetime) -> Held:
         self._note_outage(wanted.name, true)

@@ -23,6 +23,8 @@ TICK = timedelta(minutes=10)
 """How often plans are looked at, at least: a renewal is due one tick early rather than one late."""
 LATELY = timedelta(days=30)
 """An on-demand name that was used within this time (or half its certificate's life, if that is less) is renewed."""
+MOST_REHEARSALS = 3
+"""So many in a row fail, and the real CA is asked: two failed validations of five that it takes within an hour."""
 _SHORT_LIFE = timedelta(days=10)
 _ASKED = timedelta(hours=1)  # an on-demand name without a certificate: the client that asked has gone by then
 _LONG_BUSY = timedelta(hours=1)  # who has to wait longer for one CA, and has another, asks that one
@@ -122,9 +124,19 @@ def _order(
     if first > now:
         count = "1 attempt" if state.attempts == 1 else f"{state.attempts} attempts"
         return Wait(first, f"{need}, but {count} failed; the next is on {moment(first)}")
-    if state.attempts and issuer.staging and not state.rehearsed and issuer.staging not in away:
+    if issuer.staging and issuer.staging not in away and _is_rehearsed(held, state, now):
         return Obtain(need, issuer=index, rehearse=True)
     return Obtain(need, replaces=_replaces(issuer, wanted, held, state), issuer=index)
+
+
+def _is_rehearsed(held: Held | None, state: State, now: datetime) -> bool:
+    """Tell whether the staging CA is asked first: after a failure of the kind that the real one counts.
+
+    The staging CA may be wrong about a name as well: it only ever delays, and not at all where time is short.
+    """
+    is_urgent = held is not None and emergency_time(held) <= now < held.not_after
+    is_hopeful = state.failed_rehearsals < MOST_REHEARSALS and not is_urgent
+    return state.is_doubted and not state.rehearsed and is_hopeful
 
 
 def _next_attempt(state: State, now: datetime) -> datetime:
