@@ -93,10 +93,10 @@ class TestCertificates:
         assert {name: store.get(name) for name in NAMES} == bundles
         assert store.list() == tuple(sorted(NAMES))
 
-    @pytest.mark.parametrize("name", ["", "x" * 513])
+    @pytest.mark.parametrize("name", ["", "x" * 513, "a\ud800.test"])
     def test_impossible_names_are_refused(self, store: CertificateStore, name: str) -> None:
         for forbidden in (lambda: store.put(name, ONE), lambda: store.get(name), lambda: store.acquire(name)):
-            with pytest.raises(ValueError, match="characters"):
+            with pytest.raises(ValueError, match=r"^record name "):
                 forbidden()
         assert store.list() == ()
 

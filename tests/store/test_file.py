@@ -333,6 +333,21 @@ def test_the_time_of_a_folder_only_grows(directory: Path) -> None:
     assert folder.stat().st_mtime_ns == later + 2
 
 
+@pytest.mark.parametrize("tick", [1, 100, 10**3, 10**6, 10**9, 2 * 10**9])
+def test_where_times_are_coarse_the_time_of_a_folder_grows_too(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, tick: int
+) -> None:
+    """ext4 keeps nanoseconds, NTFS 100 of them, others seconds, FAT two."""
+    FileStore(directory).put("a", ONE)
+    with Folder(directory / "certificates") as folder:
+        before = (folder.status().st_mtime_ns // 10**10 + 1) * 10**10
+        really = os.utime
+        monkeypatch.setattr(os, "utime", lambda file, ns: really(file, ns=(ns[0], ns[1] // tick * tick)))
+        os.utime(directory / "certificates", ns=(before, before))
+        folder.settle(before)
+        assert folder.status().st_mtime_ns == before + tick
+
+
 def test_leftovers_of_killed_writers_go_with_the_next_write(directory: Path) -> None:
     store = FileStore(directory)
     left = directory / "new" / "abcdef"

@@ -68,11 +68,7 @@ def export_store(store: CertificateStore, path: Path, progress: Progress = lambd
             failed.append(f"{store.records.where(key)}: this record is damaged ({_reason(error)}). It is left out.")
         progress(done, len(keys))
     if not records:
-        why = (
-            f"not one record could be read. The first: {failed[0]}"
-            if failed
-            else "nothing there is to be saved."
-        )
+        why = f"not one record could be read. The first: {failed[0]}" if failed else "nothing there is to be saved."
         raise StoreError(f"{path} is not written: {why}")
     made = datetime.now(UTC).isoformat(timespec="seconds")
     text = json.dumps({"archive": _KIND, "version": _VERSION, "made": made, "records": records}).encode("ascii")

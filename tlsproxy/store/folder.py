@@ -21,6 +21,7 @@ _PIECE = 1 << 16  # bytes read at once; a record has some 3 kB
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that somebody put there must not stop us
 _ATTEMPTS = 8
+_TICKS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)  # ns; file systems keep no less of a time (FAT: 2 s)
 
 
 class Folder:
@@ -116,8 +117,10 @@ class Folder:
 
     def settle(self, before: int) -> None:
         """Sync the folder, and see that its time has moved on: the kernel's clock ticks slower than we write."""
-        if self.status().st_mtime_ns <= before:
-            os.utime(self._descriptor, ns=(before, before + 1))
+        for step in _TICKS:
+            if self.status().st_mtime_ns > before:
+                break
+            os.utime(self._descriptor, ns=(before, before + step))
         sync(self._descriptor)
 
     def sync(self) -> None:

@@ -18,6 +18,7 @@ FOLDERS = (CERTIFICATES, "state", "challenges", "accounts", "ledger", "probe")
 
 RESERVED = frozenset({"leases", "new", "lock"})
 _FOLDER = re.compile(r"[a-z]{1,32}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Records(Protocol):
 
     Contract of an implementer:
 
-    * Names are opaque and case-sensitive; any character may occur (`*`, `/`, `:`, NUL, non-ASCII).
+    * Names are opaque and case-sensitive; any character may occur (`*`, `/`, `:`, NUL, non-ASCII), no lone surrogate.
     * `write` replaces the whole record at once. When it returns, the record has survived a power cut; when it raises
       StoreError, the old record is still there and complete.
     * What is not there is no error: `read` returns None, `remove` does nothing.
@@ -123,3 +124,5 @@ def check_name(name: str) -> None:
     """Raise ValueError for a name that no store takes."""
     if not 0 < len(name) <= 512:
         raise ValueError(f"record name of {len(name)} characters")
+    if _SURROGATE.search(name):
+        raise ValueError("record name with half a character (a lone surrogate)")

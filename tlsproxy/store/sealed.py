@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tlsproxy.errors import StoreError
-from tlsproxy.store.records import Lease, RecordDamaged, Records
+from tlsproxy.store.records import Lease, RecordDamaged, Records, split_key
 
 MAGIC = b"TP1"
 _KID, _NONCE, _TAG = 4, 12, 16
@@ -114,6 +114,7 @@ class SealedRecords:
         return None if value is None else self.keyring.open(key, value, self.where(key))
 
     def write(self, key: str, value: bytes, lease: Lease | None = None) -> None:
+        split_key(key)  # sealing encodes the key, so it is judged before
         self._records.write(key, self.keyring.seal(key, value), lease)
 
     def remove(self, key: str, lease: Lease | None = None) -> None:
