@@ -375,6 +375,21 @@ def test_what_nobody_needs_is_removed(house: House) -> None:
     assert len(store.list_records("challenges")) == 1
 
 
+def test_what_is_remembered_of_names_that_came_to_nothing_is_forgotten(house: House) -> None:
+    store, now = house.store, house.desk.clock()
+    for label, age in (("made-up", 31), ("lately", 29), ("wanted", 31), ("busy", 31), ("held", 31)):
+        store.put_record("state", f"acme/{label}.test", State(attempts=3, last_attempt=now - age * DAY).to_record())
+    store.put_record("state", "acme/nothing.test", {})
+    store.put("acme/held.test", issue("held.test").bundle())
+    store.acquire("acme/busy.test")
+    order = OrderInFlight("https://ca/1", "https://ca", "", "", ("a",), "", now - 8 * DAY, "")
+    store.put_record(ORDERS, "acme/busy.test", order.to_record())
+    asyncio.run(Housekeeping(house.desk.tools).tidy(["acme/wanted.test"]))
+    left = ("acme/busy.test", "acme/held.test", "acme/lately.test", "acme/wanted.test")
+    assert store.list_records("state") == left
+    assert store.list_records(ORDERS) == ("acme/busy.test",)
+
+
 def test_what_somebody_works_on_is_left_alone(house: House) -> None:
     house.store.put(NAME, issue("a.test", days=(-90, -40)).bundle())
     house.store.acquire(NAME)

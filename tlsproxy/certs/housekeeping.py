@@ -1,4 +1,4 @@
-"""Take away what nobody needs any more: answers to challenges, certificates of names long gone, dead orders.
+"""Take away what nobody needs any more: answers to challenges, certificates and states of names long gone, dead orders.
 
 Knows: how long something is kept. Does not know: plans, CAs. Rules: only what has run out and is in no configuration is
 removed, long after that; a lease guards each removal; what can't be removed is left for the next time.
@@ -7,13 +7,15 @@ removed, long after that; a lease guards each removal; what can't be removed is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from tlsproxy.certs import state as states
+from tlsproxy.certs.inflight import FOLDER as ORDERS
 from tlsproxy.certs.inflight import LONGEST_LIFE, OrdersInFlight
 from tlsproxy.certs.leasing import holding
-from tlsproxy.certs.shelf import read_held
+from tlsproxy.certs.shelf import read_held, read_state
+from tlsproxy.certs.state import State
 from tlsproxy.certs.tools import Tools
 from tlsproxy.errors import StoreError
 from tlsproxy.store.challenges import Challenges
@@ -44,7 +46,10 @@ class Housekeeping:
             self._done = now
             for name in await self._tools.in_store(self._find_expired, frozenset(wanted), now):
                 await self._remove(name, now)
-            await self._tools.in_store(self._forget_orders, now)
+            for name in await self._tools.in_store(self._find_forgotten, frozenset(wanted), now):
+                await self._remove_record(states.FOLDER, name, self._is_forgotten, now)
+            for name in await self._tools.in_store(self._find_dead_orders, now):
+                await self._remove_record(ORDERS, name, self._is_dead, now)
         except StoreError as error:
             logger.warning("certificate.not_tidied", extra={"error": str(error)})
 
@@ -68,9 +73,31 @@ class Housekeeping:
             "certificate.removed", extra={"certificate": name, "reason": "it expired long ago, no site uses it"}
         )
 
-    def _forget_orders(self, now: datetime) -> None:
-        orders = OrdersInFlight(self._tools.store)
-        for name in orders.names():
-            left = orders.find(name)
-            if left is None or now - left.created > LONGEST_LIFE:
-                orders.forget(name, None)
+    def _find_forgotten(self, wanted: Collection[str], now: datetime) -> list[str]:
+        """Return names that no site has and nothing was ever obtained for, or not any more: clients made some up."""
+        store = self._tools.store
+        unused = set(store.list_records(states.FOLDER)).difference(wanted, store.list())
+        return [name for name in sorted(unused) if self._is_forgotten(name, now)]
+
+    def _is_forgotten(self, name: str, now: datetime) -> bool:
+        store = self._tools.store
+        if store.get(name) is not None:
+            return False
+        state = read_state(store, name) or State()
+        events = (state.last_attempt, state.last_success, state.last_used, *(each.when for each in state.history))
+        return all(when is None or when + KEPT_EXPIRED < now for when in events)
+
+    def _find_dead_orders(self, now: datetime) -> list[str]:
+        return [name for name in OrdersInFlight(self._tools.store).names() if self._is_dead(name, now)]
+
+    def _is_dead(self, name: str, now: datetime) -> bool:
+        left = OrdersInFlight(self._tools.store).find(name)
+        return left is None or now - left.created > LONGEST_LIFE
+
+    async def _remove_record(
+        self, folder: str, name: str, is_over: Callable[[str, datetime], bool], now: datetime
+    ) -> None:
+        """Remove what is over still when nobody else can work on it."""
+        async with holding(self._tools, name) as lease:
+            if lease is not None and await self._tools.in_store(is_over, name, now):
+                await self._tools.in_store(self._tools.store.delete_record, folder, name, lease)
