@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,6 +186,8 @@ def _stored(catalogue: Catalogue, name: str) -> Bundle:
 
 
 def _write_files(folder: Path, contents: Sequence[bytes], *, force: bool) -> None:
+    from tlsproxy.store.whole import replace_file
+
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         present = [name for name in _FILES if os.path.lexists(folder / name)]
@@ -194,21 +195,9 @@ def _write_files(folder: Path, contents: Sequence[bytes], *, force: bool) -> Non
             raise TlsproxyError(f"{folder / present[0]} is there already. Give another folder, or say --force.")
         # The key last: who waits for it finds both.
         for name, content in zip(_FILES, contents, strict=True):
-            _write_file(folder / name, content)
+            replace_file(folder / name, content)
     except OSError as error:
         raise TlsproxyError(f"{folder}: cannot write there: {error.strerror or error}. Give another folder.") from error
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Write beside its place and rename: a link that somebody put there is replaced, never followed."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # --- remove

@@ -8,8 +8,6 @@ mode 0600; what comes in is judged record by record, and never replaces a newer 
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.certificates import CertificateStore, parse_envelope
 from tlsproxy.store.records import CERTIFICATES, RecordDamaged, split_key
 from tlsproxy.store.sealed import is_sealed
+from tlsproxy.store.whole import replace_file
 
 _KIND = "tlsproxy store"
 _VERSION = 1
@@ -186,16 +185,7 @@ def _load(store: CertificateStore, path: Path) -> dict[str, Any]:
 
 def _write(path: Path, value: bytes) -> None:
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}-", dir=path.parent)  # mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(value)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, value)
     except OSError as error:
         raise StoreError(
             f"{path}: the archive can't be written ({error.strerror}). "
