@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 import typer
 
+from tlsproxy import cli
 from tlsproxy.cli import output
 from tlsproxy.cli.output import Cell
+from tlsproxy.errors import ConfigError, Problem, TlsproxyError
 
 Output = pytest.CaptureFixture[str]
 
@@ -62,6 +65,30 @@ def test_what_a_stranger_wrote_is_no_control_sequence(monkeypatch: pytest.Monkey
     assert "\u202e" not in said
     assert "forged" in said
     assert output.harmless(nasty) == "x\\x1b[2J\\r\\nforged\\tline\\u202e"
+
+
+def test_json_reaches_a_terminal_in_ascii_and_a_pipe_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    nasty = {"said": "ü\x9b2J\u202e\x7f"}
+    output.say_json(nasty)
+    piped = capsys.readouterr().out
+    assert "ü\x9b" in piped
+    screen = make_screen(monkeypatch)
+    output.say_json(nasty)
+    shown = screen.getvalue()
+    assert all(char.isprintable() for line in shown.splitlines() for char in line)
+    assert shown.isascii()
+    assert json.loads(shown) == json.loads(piped) == nasty
+
+
+def test_errors_are_no_control_sequences(capsys: Output) -> None:
+    problems = [Problem("a.toml:1", "x", "wrong \x1b[2J"), Problem("a.toml:2", "y", "\u202ewrong\r")]
+    for error, said in [
+        (ConfigError(problems), "a.toml:1: x: wrong \\x1b[2J\na.toml:2: y: \\u202ewrong\\r\n"),
+        (TlsproxyError("the CA said \x9b\nand\tmore"), "tlsproxy: the CA said \\x9b\nand\\tmore\n"),
+        (RuntimeError("x\x1b"), "tlsproxy: unexpected RuntimeError: x\\x1b. This is a bug; --debug shows where.\n"),
+    ]:
+        cli._report(error, debug=False)
+        assert capsys.readouterr().err == said
 
 
 def test_rich_markup_is_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import typer
 from tlsproxy import __version__
 from tlsproxy.cli import admin
 from tlsproxy.cli.common import ConfigOption, JsonOption, load
-from tlsproxy.cli.output import complain, in_terminal, say
+from tlsproxy.cli.output import complain, complain_of, in_terminal, say
 from tlsproxy.errors import ConfigError, TlsproxyError
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, ConfigError):
-        complain(str(error))
+        complain_of(str(error))
     elif isinstance(error, TlsproxyError):
-        complain(f"tlsproxy: {error}")
+        complain_of(f"tlsproxy: {error}")
     else:
         hint = "" if debug else " This is a bug; --debug shows where."
-        complain(f"tlsproxy: unexpected {type(error).__name__}: {error}.{hint}")
+        complain_of(f"tlsproxy: unexpected {type(error).__name__}: {error}.{hint}")
     return error.exit_code if isinstance(error, TlsproxyError) else 1
 
 

@@ -34,8 +34,16 @@ def complain(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def complain_of(text: str) -> None:
+    """Say what went wrong in words that are not all ours; the lines stay lines."""
+    for line in text.split("\n"):
+        complain(harmless(line))
+
+
 def say_json(value: Any) -> None:
-    say(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON. For a terminal all but ASCII is escaped: JSON itself lets DEL, C1 controls and bidi marks through."""
+    text = json.dumps(value, indent=2, ensure_ascii=in_terminal())
+    say(text.replace("\x7f", "\\u007f") if in_terminal() else text)
 
 
 def in_terminal() -> bool:
