@@ -95,7 +95,7 @@ SUPERVISOR = [
 # Several points of one order each: it does not care.
 WORKERS = [
     [after("account"), before("order"), before("authorization"), after("challenge"), before("finalize")],
-    [before("account"), after("order"), Point("os.rename challenges/"), before("challenge"), after("finalize")],
+    [before("account"), after("order"), Point("os.rename /challenges/"), before("challenge"), after("finalize")],
     [after("authorization"), after(FETCH), before("order-poll"), after("order-poll"), before("certificate")],
 ]
 

@@ -8,19 +8,22 @@ that connection ends. Once in each process; whoever listens lets the later ones 
 import os
 import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 
-def _hold(place: str, port: int) -> None:
-    wanted, _, path = place.partition(" ")
+def _hold(where: str, port: int) -> None:
+    wanted, _, path = where.partition(" ")
     is_done = False
 
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal is_done
         if is_done or event != wanted:
             return
-        # os.rename: source, target, two descriptors; os.remove: path, descriptor
-        target = arguments[1] if event == "os.rename" else arguments[0]
-        if not isinstance(target, str | os.PathLike) or path not in os.fspath(target):
+        # os.rename: source, target and a descriptor of the folder of each, -1 for none; os.remove: path, descriptor
+        name, folder = (arguments[1], arguments[3]) if event == "os.rename" else arguments
+        place = Path(name) if folder == -1 else Path(f"/proc/self/fd/{folder}").readlink() / name
+        if path not in f"{place}":
             return
         is_done = True
         with socket.create_connection(("127.0.0.1", port), 60) as held:
