@@ -371,6 +371,37 @@ def test_what_another_process_has_put_there_is_announced(house: House, ca: Certi
     assert ca.count["order"] == 1
 
 
+@pytest.mark.parametrize(
+    ("hosts", "days", "is_kept"),
+    [(("a.test",), (0, 50), True), (("b.test",), (0, 50), False), (("a.test",), (-90, 9), False)],
+    ids=["good", "other hosts", "due"],
+)
+def test_what_a_person_imports_while_another_is_ordered_stays_if_it_is_good(
+    house: House, ca: CertificateAuthority, hosts: tuple[str, ...], days: tuple[int, int], is_kept: bool
+) -> None:
+    """By an import, which waits for no lease."""
+    imported = issue(*hosts, days=days).bundle()
+
+    async def story() -> None:
+        ca.when("certificate", lambda: house.store.put(NAME, imported))
+        outcome = await house.keeper.obtain(NAME, Asked(), unwatched)
+        assert isinstance(outcome, NotNow if is_kept else Obtained)
+        await house.look()
+        await house.look(later=MINUTE)
+
+    asyncio.run(story())
+    assert (house.serial(NAME) == imported.serial) is is_kept
+    assert house.state(NAME).history[-1].what == ("kept" if is_kept else "obtained")
+    assert (ca.count["order"], house.store.list_records("orders"), house.notes.changes) == (1, (), [NAME])
+
+
+def test_what_was_there_before_is_replaced_however_good_it_is(house: House, ca: CertificateAuthority) -> None:
+    house.store.put(NAME, issue("a.test", days=(0, 50)).bundle())
+    outcome = asyncio.run(house.keeper.obtain(NAME, Asked(reason="by hand"), unwatched))
+    assert isinstance(outcome, Obtained)
+    assert house.serial(NAME) == outcome.held.serial
+
+
 # --- its life
 
 

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from tlsproxy.certs import state as states
 from tlsproxy.certs.conversation import PASSING, finish_first
@@ -20,7 +20,7 @@ from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.job import Issued, Job
 from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.outages import SHORTEST, Outage, Outages
-from tlsproxy.certs.plan import plan
+from tlsproxy.certs.plan import plan, renewal_time
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.shelf import Shelf
@@ -215,22 +215,36 @@ class Attempts:
         except StoreError as error:
             raise _store_failure(error, job.hosts) from error
 
-    async def _keep(self, wanted: Wanted, before: Held | None, state: State, issued: Issued, lease: Lease) -> Obtained:
+    async def _keep(
+        self, wanted: Wanted, before: Held | None, state: State, issued: Issued, lease: Lease
+    ) -> Obtained | NotNow:
         """Store the certificate, then all else. If that fails, the order stays remembered and is taken up again."""
+
+        def is_imported(present: Held) -> bool:
+            known = {before.fingerprint if before else "", issued.bundle.fingerprint}
+            return present.fingerprint not in known and _is_good(present, wanted, self._tools.now())
+
         try:
-            held = await self._shelf.put(wanted.name, issued.bundle, lease)
+            held = await self._shelf.put(wanted.name, issued.bundle, lease, is_imported)
         except LeaseLost:
             raise
         except StoreError as error:
             raise _store_failure(error, wanted.hosts) from error
-        after = states.after_success(state, wanted, held, self._tools.now(), issued.winners)
-        await self._shelf.save(wanted.name, after, lease)
+        is_dropped = held.fingerprint != issued.bundle.fingerprint
+        remember = states.after_kept if is_dropped else states.after_success
+        await self._shelf.save(wanted.name, remember(state, wanted, held, self._tools.now(), issued.winners), lease)
+        await self._forget_order(wanted.name, lease)
+        if not is_dropped:
+            return Obtained(held, before)
+        logger.info("certificate.dropped", extra={"certificate": wanted.name, "serial": issued.bundle.serial})
+        return NotNow(Wait(renewal_time(held), "somebody has put another certificate there meanwhile"), held)
+
+    async def _forget_order(self, name: str, lease: Lease) -> None:
         try:
-            await self._issuer.forget(wanted.name, lease)
+            await self._issuer.forget(name, lease)
         except StoreError as error:
             # Harmless: an order whose certificate is in the store is never taken up.
-            logger.warning("certificate.order_not_forgotten", extra={"certificate": wanted.name, "error": str(error)})
-        return Obtained(held, before)
+            logger.warning("certificate.order_not_forgotten", extra={"certificate": name, "error": str(error)})
 
     def _after_failure(
         self, state: State, failure: AcmeFailure, action: Obtain, wanted: Wanted, held: Held | None
@@ -251,6 +265,10 @@ class Attempts:
         name, until = wanted.name, self._tools.now() + PAUSE
         failure = _store_failure(error, wanted.hosts)
         return Failed(failure, self._shelf.held(name), self._shelf.state(name), Wait(until, str(error)))
+
+
+def _is_good(held: Held, wanted: Wanted, now: datetime) -> bool:
+    return held.is_valid(now) and not held.missing(wanted.hosts) and now < renewal_time(held)
 
 
 def _store_failure(error: StoreError, hosts: Sequence[str]) -> AcmeFailure:

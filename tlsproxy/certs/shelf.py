@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from tlsproxy.certs import state as states
 from tlsproxy.certs.state import State
@@ -18,6 +19,8 @@ from tlsproxy.certs.wanted import Held
 from tlsproxy.errors import StoreError
 from tlsproxy.store.base import CertificateStore, Lease, LeaseLost, RecordDamaged
 from tlsproxy.store.bundle import Bundle
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +90,21 @@ class Shelf:
             self._held[name] = held
         return held, state or _FRESH
 
-    async def put(self, name: str, bundle: Bundle, lease: Lease | None) -> Held:
-        """Store a certificate. Raises StoreError, LeaseLost."""
-        await self._write(CERTIFICATES, lambda: self._tools.store.put(name, bundle, lease))
-        held = self._held[name] = Held.of(bundle)
+    async def put(
+        self, name: str, bundle: Bundle, lease: Lease | None, keeps: Callable[[Held], bool] | None = None
+    ) -> Held:
+        """Store a certificate, unless `keeps` says yes to the one that is there; return the one that is there then.
+
+        No lease holds off a person who imports one. Raises StoreError, LeaseLost.
+        """
+
+        def write() -> Held:
+            if keeps and (present := read_held(self._tools.store, name)) and keeps(present):
+                return present
+            self._tools.store.put(name, bundle, lease)
+            return Held.of(bundle)
+
+        held = self._held[name] = await self._write(CERTIFICATES, write)
         return held
 
     async def save(self, name: str, state: State, lease: Lease | None) -> None:
@@ -115,17 +129,18 @@ class Shelf:
         for name_is_known in (self._held, self._states, self._unsaved, self._unreadable):
             name_is_known.pop(name, None)
 
-    async def _write(self, folder: str, write: Callable[[], None]) -> None:
-        await self._tools.in_store(self._write_here, folder, write)
+    async def _write(self, folder: str, write: Callable[[], T]) -> T:
+        return await self._tools.in_store(self._write_here, folder, write)
 
-    def _write_here(self, folder: str, write: Callable[[], None]) -> None:
+    def _write_here(self, folder: str, write: Callable[[], T]) -> T:
         """Write, and know afterwards whether anybody else has written since the last look."""
         store = self._tools.store
         with store.exclusive():
             is_current = store.version(folder) == self._versions.get(folder)
-            write()
+            result = write()
             if is_current:
                 self._versions[folder] = store.version(folder)
+        return result
 
 
 def read_held(store: CertificateStore, name: str) -> Held | None:

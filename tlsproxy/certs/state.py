@@ -195,6 +195,14 @@ def after_success(
     )
 
 
+def after_kept(
+    state: State, wanted: Wanted, held: Held, now: datetime, winners: Mapping[str, str] | None = None
+) -> State:
+    """Return the state after a certificate was obtained and dropped, for somebody has put `held` there meanwhile."""
+    text = f"serial {held.serial}, which somebody has put there meanwhile; what was ordered is dropped"
+    return replace(after_success(state, wanted, held, now, winners), history=_added(state, Event(now, "kept", text)))
+
+
 def adopted(own: State, theirs: State, name: str, now: datetime) -> State:
     """Return the state of a certificate that is a copy of that of `name`, whose state was `theirs`."""
     history = _added(theirs, Event(now, "adopted", f"from {name}, which no site uses any more"))
