@@ -426,6 +426,27 @@ def test_a_writer_that_never_ends_is_told_of(directory: Path, monkeypatch: pytes
     second.put("a", ONE)
 
 
+def test_no_child_inherits_a_lock(directory: Path) -> None:
+    """It would hold it for as long as it lives: an events.command, or a worker that outlives its supervisor."""
+    store = FileStore(directory)
+    store.put("a", ONE)
+    lock = directory_module.open_lock(directory)
+    with Folder(directory) as folder:
+        held = directory_module.open_held(folder, "x.held")
+    assert held is not None
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+    with child:
+        for descriptor in (lock, held):
+            assert not os.get_inheritable(descriptor)
+            os.close(descriptor)
+        os.close(directory_module.open_lock(directory))
+        with Folder(directory) as folder:
+            again = directory_module.open_held(folder, "x.held")
+        child.communicate(timeout=20)
+    assert again is not None
+    os.close(again)
+
+
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path

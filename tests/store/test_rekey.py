@@ -3,14 +3,17 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from tests.store.pki import issue
 from tests.store.stores import BOTH, NEW, NEW_RING, OLD, OLD_RING, Clock, make_records
 from tlsproxy.errors import StoreError
-from tlsproxy.store.base import CertificateStore, Records, open_records
+from tlsproxy.store.base import CertificateStore, Lease, Records, open_records
 from tlsproxy.store.memory import MemoryRecords
 from tlsproxy.store.rekey import Rekeyed, rekey
 from tlsproxy.store.sealed import Keyring, is_sealed
@@ -111,6 +114,35 @@ def test_a_store_that_cannot_be_written_ends_it() -> None:
     MemoryRecords.write(full, "state/a", b"{}")
     with pytest.raises(StoreError, match="the disk is full"):
         rekey(full, OLD_RING)
+
+
+def test_nobody_writes_between_reading_and_writing() -> None:
+    """Else a certificate that was renewed meanwhile would be replaced by the one before."""
+
+    class Watched(MemoryRecords):
+        acts: ClassVar[list[str]] = []
+
+        @contextmanager
+        def exclusive(self) -> Iterator[None]:
+            with super().exclusive():
+                self.acts.append("(")
+                yield
+                self.acts.append(")")
+
+        def read(self, key: str) -> bytes | None:
+            self.acts.append("read")
+            return super().read(key)
+
+        def write(self, key: str, value: bytes, lease: Lease | None = None) -> None:
+            self.acts.append("write")
+            super().write(key, value, lease)
+
+    records = Watched()
+    CertificateStore(records).put_record("state", "a", {})
+    CertificateStore(records).put_record("state", "b", {})
+    records.acts.clear()
+    assert rekey(records, OLD_RING).changed == 2
+    assert records.acts == ["(", "read", "write", ")"] * 2
 
 
 def test_leases_stay(tmp_path: Path) -> None:
