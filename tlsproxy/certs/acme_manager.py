@@ -16,6 +16,7 @@ from tlsproxy.certs.attempt import Asked, Attempts, Outcome
 from tlsproxy.certs.challenges import Dns01, Http01, Solver, TlsAlpn01
 from tlsproxy.certs.demand import Demand, Refused
 from tlsproxy.certs.dns import lookup_of, provider_of, timeouts_of
+from tlsproxy.certs.dns.leftovers import Leftovers
 from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.housekeeping import Housekeeping
 from tlsproxy.certs.inflight import OrdersInFlight
@@ -75,7 +76,7 @@ class AcmeManager:
         self._reporter = Reporter(announce, self.events, self._look if addresses else None)
         self.keeper = Keeper(tools, self.shelf, attempts, self._windows, self._reporter)
         self._revoker = Revoker(tools, self.shelf, self.issuers)
-        self._housekeeping = Housekeeping(tools)
+        self._housekeeping = Housekeeping(tools, leftovers_of(settings.acme, tools))
         policy = OnDemand.make(settings.on_demand, settings.sites, now)
         self.demand = Demand(tools, self.shelf, self.keeper, policy, self.wishes, refuse=refuse) if policy else None
         on_demand = (site for site in settings.sites if site.certificate == "on_demand")
@@ -229,6 +230,14 @@ def solvers_of(acme: Acme, listen: Listen, tools: Tools) -> Sequence[Solver]:
         "tls-alpn-01": TlsAlpn01(challenges, tools.storing, now=tools.now),
     }
     if provider:
-        made["dns-01"] = Dns01(provider, lookup_of(acme.dns), tools.requests, timeouts_of(acme.dns))
+        made["dns-01"] = Dns01(
+            provider, lookup_of(acme.dns), tools.requests, timeouts_of(acme.dns), leftovers_of(acme, tools)
+        )
     answered = {"http-01": bool(listen.http), "tls-alpn-01": bool(listen.https)}
     return [made[kind] for kind in acme.challenges if kind in made and answered.get(kind, True)]
+
+
+def leftovers_of(acme: Acme, tools: Tools) -> Leftovers | None:
+    """Return what remembers the TXT records of our provider, None without one."""
+    provider = provider_of(acme.dns)
+    return Leftovers(tools.store, provider, acme.dns.provider, tools.now) if provider else None

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tlsproxy.certs import alpn
 from tlsproxy.certs.dns.base import DnsProvider, DnsProviderError, challenge_name, txt_value
+from tlsproxy.certs.dns.leftovers import Leftovers
 from tlsproxy.certs.dns.lookup import Lookup, LookupFailed
 from tlsproxy.certs.dns.propagation import NotVisible, Timeouts, wait_until_visible
 from tlsproxy.certs.dns.record import TxtRecord
@@ -148,8 +149,14 @@ class Dns01:
     kind = "dns-01"
 
     def __init__(
-        self, provider: DnsProvider, lookup: Lookup, executor: Executor, timeouts: Timeouts = DEFAULT_TIMEOUTS
+        self,
+        provider: DnsProvider,
+        lookup: Lookup,
+        executor: Executor,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        leftovers: Leftovers | None = None,
     ) -> None:
+        self._leftovers = leftovers
         self._provider, self._lookup, self._executor, self._timeouts = provider, lookup, executor, timeouts
         self._records: dict[str, tuple[TxtRecord, Future[None]]] = {}
 
@@ -183,7 +190,7 @@ class Dns01:
         where = name if name == asked else f"{name}, where {asked} leads"
         progress(Step("challenge", identifier, f"making the TXT record {where}"))
         try:
-            await self._create(token, TxtRecord(self._provider, name, value))
+            await self._create(token, TxtRecord(self._provider, name, value, self._leftovers))
             tell = partial(_tell, progress, identifier)
             await wait_until_visible(self._lookup, servers, name, value, self._timeouts, tell)
         except BaseException:

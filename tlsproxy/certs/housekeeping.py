@@ -1,4 +1,4 @@
-"""Take away what nobody needs any more: answers to challenges, certificates and states of names long gone, dead orders.
+"""Take away what nobody needs any more: answers to challenges, what is left of names long gone, of orders, in the DNS.
 
 Knows: how long something is kept. Does not know: plans, CAs. Rules: only what has run out and is in no configuration is
 removed, long after that; a lease guards each removal; what can't be removed is left for the next time.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from tlsproxy.certs import state as states
+from tlsproxy.certs.dns.leftovers import Leftovers
 from tlsproxy.certs.inflight import FOLDER as ORDERS
 from tlsproxy.certs.inflight import LONGEST_LIFE, OrdersInFlight
 from tlsproxy.certs.leasing import holding
@@ -32,8 +33,8 @@ class Housekeeping:
 
     # Mutable: _done (when the whole was done last).
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, tools: Tools, leftovers: Leftovers | None = None) -> None:
+        self._tools, self._leftovers = tools, leftovers
         self._done: datetime | None = None
 
     async def tidy(self, wanted: Collection[str]) -> None:
@@ -50,6 +51,8 @@ class Housekeeping:
                 await self._remove_record(states.FOLDER, name, self._is_forgotten, now)
             for name in await self._tools.in_store(self._find_dead_orders, now):
                 await self._remove_record(ORDERS, name, self._is_dead, now)
+            if self._leftovers:
+                await self._tools.in_thread(self._leftovers.sweep)
         except StoreError as error:
             logger.warning("certificate.not_tidied", extra={"error": str(error)})
 

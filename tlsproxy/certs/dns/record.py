@@ -2,7 +2,8 @@
 
 Knows: the provider, and whether the record is wanted. Does not know: the event loop, challenges, propagation.
 Rule: when it is given up while the thread still makes it, that thread removes it as soon as it is made; otherwise the
-caller does. A removal that fails is logged and never raised: the certificate does not depend on it.
+caller does. A removal that fails is logged and never raised: the certificate does not depend on it, and what was left
+behind, also by a kill, is removed later (leftovers.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import threading
 
 from tlsproxy.certs.dns.base import DnsProvider, DnsProviderError
+from tlsproxy.certs.dns.leftovers import Leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,8 @@ class TxtRecord:
 
     # Mutable, under the lock: _is_over (create has ended, well or not), _is_given_up.
 
-    def __init__(self, provider: DnsProvider, name: str, value: str) -> None:
-        self._provider = provider
+    def __init__(self, provider: DnsProvider, name: str, value: str, leftovers: Leftovers | None = None) -> None:
+        self._provider, self._leftovers = provider, leftovers
         self.name, self.value = name, value
         self._lock = threading.Lock()
         self._is_over = self._is_given_up = False
@@ -31,6 +33,8 @@ class TxtRecord:
         with self._lock:
             if self._is_given_up:
                 return
+        if self._leftovers:
+            self._leftovers.remember(self.name, self.value)
         try:
             self._provider.create(self.name, self.value)
         finally:
@@ -59,6 +63,9 @@ class TxtRecord:
             logger.warning("dns.cleanup_failed", extra=extra)
         except Exception:
             logger.exception("dns.cleanup_failed", extra={"record": self.name, "value": self.value})
+        else:
+            if self._leftovers:
+                self._leftovers.forget(self.value)
 
     def __repr__(self) -> str:
         return f"<TxtRecord {self.name}>"
