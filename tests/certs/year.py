@@ -1,6 +1,6 @@
 """400 days in a second: a CA that counts, a machine that sleeps, and a keeper that does what the plan says.
 
-The keeper here is the rule-abiding minimum: it carries the state from step to step through its record, as restarts
+The keeper here is the rule-abiding minimum: it carries the state through its record every few steps, as restarts
 would, asks the ledger, and does nothing that plan() does not say. The CA knows nothing of our arithmetic: its limits
 are token buckets of its own, and it refuses what exceeds them.
 """
@@ -26,6 +26,7 @@ from tlsproxy.certs.state import State, after_failure, after_rehearsal, after_su
 from tlsproxy.certs.wanted import Held, IssuerId, Obtain, Park, Wanted
 
 NEVER = BORN - MINUTE
+STEPS_A_LIFE = 7  # of the process that keeps the certificates
 Span = tuple[datetime, datetime]
 
 
@@ -152,6 +153,7 @@ class Year:
         self._expires: dict[str, datetime] = dict.fromkeys(self._wanted, NEVER)
         self._replaced: set[str] = set()
         self._states: dict[str, State] = {}
+        self._kept = 0
         self._ledger: dict[str, Any] = {}
 
     def run(self) -> "Year":
@@ -301,8 +303,10 @@ class Year:
         return self._states.get(name, State())
 
     def _keep(self, name: str, state: State) -> None:
-        """Remember nothing but what the record brings back: a restart after each step."""
-        self._states[name] = State.from_record(json.loads(json.dumps(state.to_record())))
+        """Remember; at each restart nothing but what the record brings back."""
+        self._kept += 1
+        restarts = self._kept % STEPS_A_LIFE == 0
+        self._states[name] = State.from_record(json.loads(json.dumps(state.to_record()))) if restarts else state
 
 
 def permit(refusal: Refusal | None) -> None:

@@ -205,7 +205,7 @@ class CertificateAuthority:
         self._server = HttpsServer(("127.0.0.1", self.port), self.answer, self._https)
         threading.Thread(
             target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.02},
+            kwargs={"poll_interval": 0.002},
             daemon=True,  # one that a test that failed has left behind must not keep pytest from ending
         ).start()
         return self

@@ -12,6 +12,7 @@ from tests.fakes.backend import OK
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage, client_context
 from tests.proxy.test_listener import GET, redirected
+from tlsproxy.proxy import front
 
 PATIENCE = 5
 
@@ -91,7 +92,10 @@ class TestLastDrain:
             backend.accept().message()
         assert stage.begin_drain(0.05, last=True).result(PATIENCE) == 2
 
-    def test_waits_a_second_at_most_for_one_that_says_nothing(self, stage: Stage) -> None:
+    def test_waits_a_second_at_most_for_one_that_says_nothing(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(front, "_GRACE", 0.1)  # the second
         stage.serve(stage.backend())
         silent = stage.dial()
         stage.wait(lambda: len(stage.front.connections) == 1)

@@ -18,7 +18,7 @@ from tests.fakes.stage import Stage
 
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 MIB = 2**20
-WHOLE = 64 * MIB
+WHOLE = 40 * MIB
 BOUND = 24 * MIB
 PIECE = bytes(range(256)) * 1024
 SMALL = 16 * 1024  # receive buffer of the one who does not read

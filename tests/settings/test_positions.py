@@ -4,7 +4,7 @@ import json
 import tomllib
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlsproxy.settings.positions import Lines, Path, scan_positions
@@ -156,6 +156,7 @@ def documents(draw: st.DrawFn) -> tuple[str, dict[str, Any], dict[Path, int]]:
     return "\n".join(writer.rows), data, writer.lines
 
 
+@settings(max_examples=60)
 @given(documents())
 def test_every_key_is_found_on_its_line(document: tuple[str, dict[str, Any], dict[Path, int]]) -> None:
     text, data, expected = document
