@@ -277,9 +277,11 @@ class Report:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     announced: list[tuple[str, ...]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    looked_at: list[str] = field(default_factory=list)
 
     def reporter(self) -> Reporter:
         async def look(host: str, serial: str) -> Result:
+            self.looked_at.append(host)
             return self.looks.pop(0)
 
         events = Events()
@@ -319,6 +321,40 @@ def test_one_that_is_still_not_served_is_an_alarm(house: House) -> None:
     report.looks.append(Served("127.0.0.1:443"))
     asyncio.run(reporter.obtained(wanted, outcome, report.steps.append))
     assert reporter.mismatched == set()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "looked_at", "text"),
+    [
+        (("a.test",), ["a.test"], ""),
+        (("a.test", "*.b.test"), ["a.test", "*.b.test"], " for all hosts"),
+        (("192.0.2.1", "a.test", "::1"), ["a.test"], " for a.test"),
+        (("192.0.2.1",), ["192.0.2.1"], ""),
+        (tuple(f"{n}.test" for n in range(30)), [f"{n}.test" for n in range(10)], " for 0.test, 1.test, "),
+    ],
+)
+def test_every_host_is_looked_at_within_reason(
+    house: House, hosts: tuple[str, ...], looked_at: list[str], text: str
+) -> None:
+    report = Report([Served("127.0.0.1:443")] * len(looked_at))
+    _, outcome = obtained(house)
+    asyncio.run(report.reporter().obtained(wanted_from(house.issuers, *hosts), outcome, report.steps.append))
+    assert report.looked_at == looked_at
+    (step,) = report.steps
+    assert step.text.startswith(f"the new certificate is served{text}")
+
+
+def test_a_host_that_is_served_with_another_certificate_is_named(house: House) -> None:
+    served, other = Served("127.0.0.1:443"), Mismatch("127.0.0.1:443", "ff")
+    report = Report([served, other, served, other])
+    _, outcome = obtained(house)
+    wanted = wanted_from(house.issuers, "a.test", "b.test", "c.test")
+    asyncio.run(report.reporter().obtained(wanted, outcome, report.steps.append))
+    assert report.looked_at == ["a.test", "b.test", "a.test", "b.test"]
+    assert report.announced == [(NAME,)]
+    kind, fields = report.events[-1]
+    assert kind == EventKind.SERVED_MISMATCH
+    assert "still serves b.test with serial ff" in fields["error"]
 
 
 def test_one_that_can_not_be_seen_is_no_alarm(house: House) -> None:

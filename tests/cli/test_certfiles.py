@@ -141,7 +141,7 @@ def test_an_order_that_is_under_way_does_not_keep_an_import_out(store: Certifica
     lease = store.acquire("acme/api.example.com")
     assert lease is not None
     assert cli.main(IMPORT) == 0
-    assert "is being obtained for it right now, which will take this one's place" in capsys.readouterr().err
+    assert "is being obtained for it right now; this one stays unless renewal is due" in capsys.readouterr().err
     bundle = store.get("acme/api.example.com")
     assert bundle is not None
     assert bundle.serial == f"{leaf.certificate.serial_number:x}"

@@ -8,19 +8,24 @@ more if it is another, and then people are told; nothing here raises.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from tlsproxy.certs.attempt import Failed, Obtained
 from tlsproxy.certs.events import EventKind, Events
+from tlsproxy.certs.identifiers import ip_address
 from tlsproxy.certs.plan import emergency_time
 from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.served import Mismatch, Result, Served, Unreachable
 from tlsproxy.certs.state import needs_alert
 from tlsproxy.certs.wanted import Held, Wait, Wanted
+from tlsproxy.certs.words import listing
 
 logger = logging.getLogger(__name__)
+
+MOST_HOSTS = 10
+"""So many hosts of a site are looked at, by a few handshakes each."""
 
 Announce = Callable[[tuple[str, ...]], None]
 """Takes the names of certificates that workers are to load."""
@@ -82,22 +87,45 @@ class Reporter:
         """Look whether what was announced is served; announce it once more if not, look again, then say so."""
         if self._look is None:
             return
-        host = wanted.hosts[0]
-        result = await self._look(host, held.serial)
+        hosts = _to_look_at(wanted.hosts)
+        host, result = await self._look_at(self._look, hosts, held.serial)
         if isinstance(result, Mismatch):
             self._announce((wanted.name,))
-            result = await self._look(host, held.serial)
+            host, result = await self._look_at(self._look, hosts, held.serial)
         self.mismatched.discard(wanted.name)
         match result:
             case Served():
-                progress(Step("served", host, "the new certificate is served"))
+                progress(
+                    Step("served", wanted.hosts[0], f"the new certificate is served{_extent(hosts, wanted.hosts)}")
+                )
             case Unreachable(reason=reason):
                 progress(Step("served", host, f"whether it is served can't be seen from here: {reason}"))
                 logger.info("certificate.not_looked_at", extra={"certificate": wanted.name, "reason": reason})
             case Mismatch(address=address, serial=serial):
                 error = (
-                    f"{address} still serves serial {serial}, not {held.serial}. Restart the proxy and look at its log."
+                    f"{address} still serves {host} with serial {serial}, not {held.serial}. "
+                    "Restart the proxy and look at its log."
                 )
                 progress(Step("served", host, error))
                 self.mismatched.add(wanted.name)
                 self._events.emit(EventKind.SERVED_MISMATCH, wanted.name, names=wanted.hosts, error=error)
+
+    async def _look_at(self, look: Look, hosts: Sequence[str], serial: str) -> tuple[str, Result]:
+        """Return the first host that is not served with it, and with what it is; the last one if all are."""
+        for host in hosts[:-1]:
+            result = await look(host, serial)
+            if not isinstance(result, Served):
+                return host, result
+        return hosts[-1], await look(hosts[-1], serial)
+
+
+def _to_look_at(hosts: Sequence[str]) -> Sequence[str]:
+    """Clients of an address send no name and get what `tls.default_host` says; that tells nothing about names."""
+    names = [host for host in hosts if ip_address(host) is None]
+    return (names or hosts)[:MOST_HOSTS]
+
+
+def _extent(seen: Sequence[str], hosts: Sequence[str]) -> str:
+    if len(hosts) == 1:
+        return ""
+    return " for all hosts" if len(seen) == len(hosts) else f" for {listing(seen, MOST_HOSTS)}"

@@ -152,7 +152,9 @@ def _put(store: CertificateStore, name: str, bundle: Bundle, *, force: bool) -> 
         # certificates are imported.
         store.put(name, bundle, lease)
     if lease is None:
-        complain(f"{name}: another certificate is being obtained for it right now, which will take this one's place")
+        complain(
+            f"{name}: another certificate is being obtained for it right now; this one stays unless renewal is due"
+        )
 
 
 def _announce(target: Target, name: str) -> None:
