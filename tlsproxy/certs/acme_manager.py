@@ -43,6 +43,9 @@ from tlsproxy.store.challenges import Challenges
 
 logger = logging.getLogger(__name__)
 
+ORDERS_END = 60.0
+"""Seconds that a change of the account's key waits for orders under way to end."""
+
 
 class AcmeManager:
     """One per certifier that has something to do with a CA. `start`, then `stop`."""
@@ -160,6 +163,8 @@ class AcmeManager:
 
         Raises AcmeFailure, StoreError.
         """
+        # Answers to a CA carry the thumbprint of the key: with another one, its looks would fail and be counted.
+        await self.keeper.settle(ORDERS_END)
         changed: list[tuple[str, str]] = []
         for issuer in self.issuers:
             account = await self.tools.in_store(known_account, self.tools, issuer)

@@ -357,10 +357,12 @@ class Keeper:
 
         return errand
 
-    async def settle(self) -> None:
-        """Return when nothing is under way."""
-        while tasks := [work.task for work in self._work.values() if work.task]:
-            await asyncio.wait(tasks)
+    async def settle(self, patience: float | None = None) -> None:
+        """Return when nothing is under way, or after `patience` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while tasks := [work.task for work in self._work.values() if work.task]:
+                    await asyncio.wait(tasks)
 
     async def stop(self, patience: float, *, is_last: bool = False) -> None:
         """Begin nothing new, and be done with what is under way after `patience` seconds.
