@@ -265,6 +265,71 @@ def test_the_quota_is_kept_unless_forced(ca: CertificateAuthority) -> None:
         obtain(desk, job_for(ca, "b.test"))
 
 
+def test_what_the_quota_refuses_costs_no_request(ca: CertificateAuthority) -> None:
+    with make_desk(quota="letsencrypt") as desk:
+        use_up_set(desk, ca)
+        asked = ca.count.total()
+        assert failure_of(desk, job_for(ca)).kind is FailureKind.QUOTA
+        assert ca.count.total() == asked
+
+
+def test_who_is_refused_takes_up_an_order_all_the_same(ca: CertificateAuthority) -> None:
+    with make_desk(quota="letsencrypt") as desk:
+        use_up_set(desk, ca)
+        obtain(desk, replace(job_for(ca), force=True))
+        obtain(desk, job_for(ca))
+        assert ca.count["order"] == 5
+
+
+def test_jobs_side_by_side_spend_no_more_than_there_is(ca: CertificateAuthority) -> None:
+    async def all_at_once(desk: Desk) -> list[Issued | BaseException]:
+        jobs = [replace(job_for(ca), name=f"acme/{number}.test") for number in range(8)]
+        return await asyncio.gather(*(desk.issuer.obtain(job, desk.progress) for job in jobs), return_exceptions=True)
+
+    with make_desk(quota="letsencrypt") as desk:
+        outcomes = asyncio.run(all_at_once(desk))
+    assert sum(isinstance(each, Issued) for each in outcomes) == ca.count["order"] == 4
+    refused = [each for each in outcomes if isinstance(each, AcmeFailure)]
+    assert {each.kind for each in refused} == {FailureKind.QUOTA}
+    assert len({each.retry_at for each in refused}) == 4, "they come back one by one"
+
+
+@pytest.mark.parametrize("step", ["order", "finalize"])
+def test_an_order_that_leads_to_nothing_takes_no_certificate_of_the_quota(ca: CertificateAuthority, step: str) -> None:
+    with make_desk(quota="letsencrypt") as desk:
+        ca.fails(step, "rejectedIdentifier", "not today", times=5)
+        assert {failure_of(desk, job_for(ca)).kind for _ in range(5)} == {FailureKind.REFUSED}
+        use_up_set(desk, ca)
+        assert failure_of(desk, job_for(ca)).kind is FailureKind.QUOTA
+
+
+def test_a_job_that_is_cancelled_gives_its_certificate_back(ca: CertificateAuthority) -> None:
+    async def cancelled(desk: Desk) -> None:
+        loop, job = asyncio.get_running_loop(), asyncio.ensure_future(desk.issuer.obtain(job_for(ca), desk.progress))
+        ca.when("order", lambda: loop.call_soon_threadsafe(job.cancel), after=True)
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    with make_desk(quota="letsencrypt") as desk:
+        asyncio.run(cancelled(desk))
+        assert used(desk) == {"orders"}
+        obtain(desk, job_for(ca))
+        assert used(desk) == {"orders", "domain", "set"}
+
+
+def test_a_predecessor_that_is_not_taken_makes_an_order_like_any_other(ca: CertificateAuthority) -> None:
+    with make_desk(quota="letsencrypt") as desk:
+        ca.next_order_fails("alreadyReplaced", "no such certificate", status=409)
+        obtain(desk, job_for(ca, replaces="aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"))
+        assert used(desk) == {"orders", "domain", "set"}
+        asyncio.run(desk.issuer.forget("acme/a.test"))
+        use_up_set(desk, ca, 3)
+        ca.next_order_fails("alreadyReplaced", "no such certificate", status=409)
+        asked = ca.count["order"]
+        assert failure_of(desk, job_for(ca, replaces="aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE")).kind is FailureKind.QUOTA
+        assert ca.count["order"] == asked + 1
+
+
 def test_failed_validations_use_up_the_quota(ca: CertificateAuthority) -> None:
     with make_desk(quota="letsencrypt") as desk:
         ca.validation_fails("a.test", "dns", "NXDOMAIN")
@@ -291,6 +356,19 @@ def test_no_key_shows(desk: Desk, ca: CertificateAuthority) -> None:
     assert left
     assert "PRIVATE" in left.key_pem
     assert "PRIVATE" not in repr(left) + str(desk.steps)
+
+
+def use_up_set(desk: Desk, ca: CertificateAuthority, count: int = 4) -> None:
+    """Obtain as many certificates for one set of names as the quota grants without force."""
+    for _ in range(count):
+        obtain(desk, job_for(ca))
+        asyncio.run(desk.issuer.forget("acme/a.test"))
+
+
+def used(desk: Desk) -> set[str]:
+    """The kinds of limits that something is used of."""
+    ledgers = [desk.store.get_record("ledger", name) or {} for name in desk.store.list_records("ledger")]
+    return {key.partition(" ")[0] for ledger in ledgers for key in ledger.get("full_at", {})} - {"accounts"}
 
 
 def refuse_once(ca: CertificateAuthority, host: str) -> None:

@@ -20,12 +20,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from tlsproxy.certs import accounts
 from tlsproxy.certs.conversation import PASSING, Conversation, Patience, finish_first
 from tlsproxy.certs.handover import accept, clock_problem
 from tlsproxy.certs.identifiers import CertificateKey, signing_request
 from tlsproxy.certs.inflight import OrdersInFlight
 from tlsproxy.certs.job import Accounting, Issued, Job
-from tlsproxy.certs.login import LogIn, LogIns
+from tlsproxy.certs.login import LogIn, LogIns, authority_of
 from tlsproxy.certs.placing import Placed, Placing
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Progress, Step
@@ -49,6 +50,13 @@ ABANDON_LIMIT = 10.0
 _KEPT = (FailureKind.RATE_LIMITED, FailureKind.STORE, FailureKind.CANCELLED, FailureKind.QUOTA)
 
 
+def known_account(tools: Tools, job: Job) -> str:
+    """Return the URL of our account at the CA of this job, "" if there is none yet. Blocks; raises StoreError."""
+    authority = authority_of(job.issuer, rehearsal=job.rehearsal)
+    account = accounts.load(tools.store, authority.directory, authority.kid)
+    return account.url if account else ""
+
+
 class AcmeIssuer:
     """Carries out jobs, any number at the same time."""
 
@@ -68,6 +76,7 @@ class AcmeIssuer:
             raise replace(failure, directory=failure.directory or job.directory) from failure
         finally:
             run.close()
+            await finish_first(run.release())
 
     async def forget(self, name: str, lease: Lease | None = None) -> None:
         """Drop what is remembered of the order for this certificate."""
@@ -92,8 +101,14 @@ class _Run:
         if self._login is not None:
             self._login.session.close()
 
+    async def release(self) -> None:
+        """Give back what our quota has permitted and what led to nothing."""
+        await self._placing.release()
+
     async def obtain(self) -> Issued:
         """Log in, order; once more with a new account if the CA does not know the one that we have."""
+        if account := await self._tools.in_store(known_account, self._tools, self._job):
+            await self._placing.check(account)
         login = self._login = await self._issuer.logins.log_in(self._job, self._talk, self._progress)
         try:
             return await self._order(login)
@@ -133,7 +148,7 @@ class _Run:
             await validation.run(placed.order.authorizations)
         order = await self._sign(login, placed)
         self._is_signed = True
-        await self._accounting.issued(self._job, login.account)
+        await self._placing.issued(login.account)
         self._progress(Step("download", "", "downloading the certificate"))
         patience = Patience(FINALIZE_LIMIT, step="download", directory=self._job.directory)
         chain = await self._talk.insist(patience, login.session.fetch_chain, order, self._job.issuer.preferred_chain)

@@ -49,13 +49,23 @@ class Issued:
 class Accounting(Protocol):
     """Keeps count of what a job costs at a CA, by its account there.
 
-    `permit` raises AcmeFailure (QUOTA), before anything is ordered; the others never fail an order that goes on.
+    `check` and `permit` raise AcmeFailure (QUOTA), before anything is ordered; the others never fail an order that goes
+    on. What is permitted is counted at once, an order and a certificate, so that others can't count on it as well; who
+    does not get that far gives it back.
     """
+
+    async def check(self, job: Job, account: str) -> None:
+        """Tell whether `permit` would refuse, without a request to anybody."""
+
+    async def keep_pace(self, job: Job, account: str) -> None:
+        """Return when an order is not too soon after the others, within seconds."""
 
     async def permit(self, job: Job, account: str) -> None: ...
 
-    async def ordered(self, job: Job, account: str) -> None: ...
+    async def give_back(self, job: Job, account: str, *, is_ordered: bool) -> None:
+        """There will be no certificate; `is_ordered`: the order was made, and counts."""
 
     async def refused(self, job: Job, account: str, identifiers: Sequence[str]) -> None: ...
 
-    async def issued(self, job: Job, account: str) -> None: ...
+    async def issued(self, job: Job, account: str, *, is_permitted: bool) -> None:
+        """There is a certificate; without `is_permitted` it comes from the order of an earlier job."""

@@ -15,7 +15,7 @@ import ipaddress
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
@@ -35,10 +35,15 @@ RESERVE = 1
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something is not ordered now. `possible_at` is when it is without --force."""
+    """Why something is not ordered now. `possible_at` is when it is without --force.
+
+    `bucket` is the key of what is used up, for telling one from another; `interval` what one more of it takes.
+    """
 
     sentence: str
     possible_at: datetime
+    bucket: str = ""
+    interval: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,28 @@ class Ledger:
         self, names: Sequence[str], now: datetime, *, replaces: bool = False, renews: bool = False
     ) -> Self:
         """Count a certificate. The set of names is counted even when the order was exempt, as the CA does."""
-        domains = [] if replaces or renews else self._buckets("domain", registered_domains(names))
-        spent = self._spend([*domains, *self._set_bucket(names)], now)
+        spent = self._spend(self._certificate_buckets(names, is_exempt=replaces or renews), now)
+        return spent.record_proof(names)
+
+    def record_proof(self, names: Sequence[str]) -> Self:
+        """Forget failures in a row."""
         proven = {f"paused {name}" for name in map(_identifier, names)}
-        return replace(spent, full_at={key: at for key, at in spent.full_at.items() if key not in proven})
+        return replace(self, full_at={key: at for key, at in self.full_at.items() if key not in proven})
+
+    def reserve(self, names: Sequence[str], now: datetime, *, replaces: bool = False, renews: bool = False) -> Self:
+        """Count an order that is about to be made, and the certificate that it leads to."""
+        is_exempt = replaces or renews
+        certificate = self._certificate_buckets(names, is_exempt=is_exempt)
+        orders = [] if is_exempt else self._buckets("orders")
+        return self._spend([*orders, *certificate], now)
+
+    def give_back(
+        self, names: Sequence[str], now: datetime, *, replaces: bool = False, renews: bool = False, is_ordered: bool
+    ) -> Self:
+        """Undo `reserve`, but for the order if that was made."""
+        is_exempt = replaces or renews
+        orders = [] if is_ordered or is_exempt else self._buckets("orders")
+        return self._refill([*orders, *self._certificate_buckets(names, is_exempt=is_exempt)], now)
 
     def record_failed_authorization(self, name: str, now: datetime) -> Self:
         """Count a validation that has failed for one identifier."""
@@ -146,6 +169,10 @@ class Ledger:
         yield from self._buckets("failed", identifiers)
         yield from self._buckets("paused", identifiers)
 
+    def _certificate_buckets(self, names: Sequence[str], *, is_exempt: bool) -> list[_Bucket]:
+        domains = [] if is_exempt else self._buckets("domain", registered_domains(names))
+        return [*domains, *self._set_bucket(names)]
+
     def _buckets(self, kind: Kind, subjects: Iterable[str] = ("",)) -> Iterator[_Bucket]:
         limit = self.limits.table.get(kind) if self.limits else None
         if limit:
@@ -171,7 +198,7 @@ class Ledger:
             else f"{used} of {worst.limit.capacity} are used, the last is kept for you. `--force` spends it, or wait"
         )
         sentence = f"{self.limits.ca} grants {worst.limit.capacity} {worst.words}; {left} until {moment(possible_at)}."
-        return Refusal(sentence, possible_at)
+        return Refusal(sentence, possible_at, worst.key, worst.limit.interval)
 
     def _row(self, bucket: _Bucket, now: datetime) -> Budget:
         used = self._used(bucket, now)
@@ -197,6 +224,13 @@ class Ledger:
             at = self._full_at(bucket, now) + bucket.limit.interval
             full_at[bucket.key] = min(at, now + bucket.limit.period)
         return replace(self, full_at=full_at)
+
+    def _refill(self, buckets: Iterable[_Bucket], now: datetime) -> Self:
+        """Put one token back into each."""
+        full_at = dict(self.full_at)
+        for bucket in buckets:
+            full_at[bucket.key] = self._full_at(bucket, now) - bucket.limit.interval
+        return replace(self, full_at={key: at for key, at in full_at.items() if at > now})
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ class Placed:
 class Placing:
     """The orders of one job."""
 
-    # Mutable: count (orders placed), _job (loses `replaces` when the CA does not take it).
+    # Mutable: count (orders placed), _job (loses `replaces` when the CA does not take it), _permitted (what is counted
+    # with our quota, for whom, and is not used up yet).
 
     def __init__(
         self,
@@ -57,7 +58,13 @@ class Placing:
         self._tools, self._accounting, self._job, self._talk = tools, accounting, job, talk
         self._progress, self._lease = progress, lease
         self._left = OrdersInFlight(tools.store)
+        self._permitted: tuple[Job, str] | None = None
         self.count = 0
+
+    async def check(self, account: str) -> None:
+        """Raise AcmeFailure (QUOTA) for an order that would not be permitted, before the CA is asked for anything."""
+        if self._job.rehearsal or await self._tools.in_store(self._find, account) is None:
+            await self._accounting.check(self._job, account)
 
     async def take_up(self, login: LogIn) -> Placed | None:
         """Return what an earlier process, or an earlier attempt, has left at the CA, if it still leads somewhere."""
@@ -77,12 +84,23 @@ class Placing:
         return Placed(order, left.key_pem.encode())
 
     async def place(self, login: LogIn) -> Placed:
-        """Order, as far as our own quota allows. Raises AcmeFailure."""
+        """Order, as far as our own quota allows. Raises AcmeFailure. What it permits is to be released in the end."""
         self.count += 1
-        await self._accounting.permit(self._job, login.account)
+        await self._accounting.keep_pace(self._job, login.account)
         key = pem.key_pem(await self._tools.in_thread(new_key, self._job.key_type))
         self._progress(Step("order", "", f"ordering for {', '.join(self._job.hosts)} from {self._job.directory}"))
         return await finish_first(self._order_and_remember(login, key))
+
+    async def issued(self, account: str) -> None:
+        """Count the certificate of the order that was placed or taken up."""
+        permitted, self._permitted = self._permitted, None
+        await self._accounting.issued(self._job, account, is_permitted=permitted is not None)
+
+    async def release(self, *, is_ordered: bool = True) -> None:
+        """Give back what was permitted and led to no certificate."""
+        permitted, self._permitted = self._permitted, None
+        if permitted:
+            await self._accounting.give_back(*permitted, is_ordered=is_ordered)
 
     async def forget(self) -> None:
         """The order is over: done with, or dead."""
@@ -128,13 +146,22 @@ class Placing:
     async def _order_and_remember(self, login: LogIn, key_pem: bytes) -> Placed:
         """To be finished even when cancelled: an order that nobody remembers is lost, and counts all the same."""
         job = self._job
-        order = await self._order(login)
-        await self._accounting.ordered(self._job, login.account)
+        await self._permit(login.account)
+        try:
+            order = await self._order(login)
+        except AcmeFailure:
+            await self.release(is_ordered=False)
+            raise
         if not job.rehearsal:
             about = (order.url, job.directory, login.account, job.issuer.profile, job.hosts, job.key_type)
             remembered = OrderInFlight(*about, self._tools.now(), key_pem.decode())
             await self._tools.in_store(self._left.save, job.name, remembered, self._lease)
         return Placed(order, key_pem)
+
+    async def _permit(self, account: str) -> None:
+        await self.release()  # an earlier order of this job has led nowhere
+        await self._accounting.permit(self._job, account)
+        self._permitted = self._job, account
 
     async def _order(self, login: LogIn) -> Order:
         job = self._job
@@ -148,7 +175,10 @@ class Placing:
             if not _blames_replaces(failure):
                 raise
             logger.info("certificate.replaces_refused", extra={"certificate": job.name, "error": str(failure)})
+        # Without it the order is no renewal that is exempt from the CA's limits.
+        await self.release(is_ordered=False)
         self._job = replace(job, replaces="")
+        await self._permit(login.account)
         return await self._talk.ask(order)
 
 
