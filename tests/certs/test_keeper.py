@@ -509,6 +509,28 @@ def test_four_are_obtained_at_a_time_the_most_urgent_first(house: House, ca: Cer
     assert len(house.notes.outcomes) == 7
 
 
+def test_a_renewal_gets_its_turn_while_new_names_come_in(house: House, ca: CertificateAuthority) -> None:
+    """Five new names a minute, one more than can be obtained, and one renewal that was there first."""
+    house.store.put("acme/old.test", issue("old.test", days=(-61, 29)).bundle())
+
+    async def story() -> int:
+        hosts = ["old.test"]
+        for minute in range(120):
+            house.keeper.want([wanted_from(house.issuers, host) for host in hosts])
+            hosts += [f"new{minute}-{number}.test" for number in range(5)]
+            house.keeper.want([wanted_from(house.issuers, host) for host in hosts])
+            await house.shelf.refresh(house.keeper.names())
+            for name in house.keeper.names():
+                house.keeper._do_what_is_due(house.keeper._wanted[name])
+            taken = [house.keeper._backlog.take_first() for _ in range(4)]
+            if "acme/old.test" in taken:
+                return minute
+            house.desk.clock.ahead += timedelta(minutes=1)
+        return -1
+
+    assert 0 <= asyncio.run(story()) <= 60
+
+
 def test_who_asks_does_not_wait_behind_what_hangs(house: House, ca: CertificateAuthority) -> None:
     async def story() -> None:
         house.keeper.want([wanted_from(house.issuers, f"{letter}.test") for letter in "bcdefga"])

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, assert_never
 
 from tlsproxy.certs.agenda import Agenda
@@ -44,6 +44,8 @@ SOONEST = timedelta(seconds=1)
 """Between two attempts for one name, whatever a plan says: a flaw in it must not become a loop."""
 SPREAD = timedelta(minutes=1)
 """Over so long ten thousand names come back that have waited for a CA, a hundred of them over a second."""
+LETS_PASS = timedelta(hours=1)
+"""A certificate with its whole life before it lets names pass that come in so much later; one at its end, none."""
 _BREATH = 200  # names that are planned before the event loop gets a turn
 
 
@@ -121,6 +123,11 @@ class Keeper:
     def names(self) -> tuple[str, ...]:
         return tuple(self._wanted)
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether the store has been read: before that nobody knows what there is."""
+        return self._has_looked
+
     def away(self) -> Mapping[str, Outage]:
         """Return the CAs that nobody asks now, by directory."""
         return self._attempts.outages.away()
@@ -185,7 +192,8 @@ class Keeper:
     def _do_what_is_due(self, wanted: Wanted) -> None:
         name = wanted.name
         if isinstance(self._plan(wanted), Obtain):
-            self._backlog.put(name, self._end_of(name))
+            if self._backlog.when(name) is None:
+                self._backlog.put(name, self._turn_of(name))
         elif ari_due(self._shelf.state(name), self._shelf.held(name), self._tools.now()):
             self._begin(name, self._ask(wanted), Work(is_order=False, is_asked=False))
         else:
@@ -207,10 +215,10 @@ class Keeper:
                 self._note(wanted)  # a CA has gone away meanwhile
         asyncio.get_running_loop().call_soon(self._work_off)
 
-    def _end_of(self, name: str) -> datetime:
-        """Return when clients begin to notice."""
-        held = self._shelf.held(name)
-        return held.not_after if held else datetime.min.replace(tzinfo=UTC)
+    def _turn_of(self, name: str) -> datetime:
+        """Return the place in the backlog: the less of its life is left, the earlier; but nobody waits for ever."""
+        held, now = self._shelf.held(name), self._tools.now()
+        return now + LETS_PASS * max(0.0, (held.not_after - now) / held.life) if held else now
 
     def _plan(self, wanted: Wanted) -> Action:
         """Return the plan. On-demand names are obtained and renewed when a client asks: demand.py asks for leave."""
@@ -342,6 +350,8 @@ class Keeper:
                 self._audience.failed(wanted, outcome)
             case Elsewhere():
                 pause = ELSEWHERE
+            case NotNow(action=Wait(until=until)):
+                pause = max(until - now, SOONEST)
             case NotNow():
                 pass
             case _:
