@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,24 @@ def test_a_certificate_that_is_served_is_good_news(house: House) -> None:
     assert [kind for kind, _ in report.events] == [EventKind.OBTAINED]
     assert [step.kind for step in report.steps] == ["served"]
     assert report.announced == []
+
+
+def test_a_limit_of_all_names_is_told_once_an_hour_and_not_by_each(house: House) -> None:
+    report, now = Report(), datetime(2026, 1, 1, tzinfo=UTC)
+    reporter, wanted = report.reporter(), wanted_from(house.issuers, "a.test")
+
+    def fail(minutes: float, kind: str, directory: str = "one") -> None:
+        failure = AcmeFailure(FailureKind.QUOTA, type=kind, directory=directory)
+        when = now + timedelta(minutes=minutes)
+        reporter.failed(wanted, Failed(failure, None, State(last_attempt=when), Wait(when)))
+
+    for minutes in range(0, 121, 10):
+        fail(minutes, "orders")
+    assert len(report.events) == 3
+    fail(121, "orders", "two")
+    fail(121, "")
+    fail(121, "")
+    assert len(report.events) == 6
 
 
 def test_one_that_is_not_served_is_announced_again(house: House) -> None:

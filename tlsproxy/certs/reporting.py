@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tlsproxy.certs.attempt import Failed, Obtained
 from tlsproxy.certs.events import EventKind, Events
 from tlsproxy.certs.identifiers import ip_address
 from tlsproxy.certs.plan import emergency_time
+from tlsproxy.certs.problems import FailureKind
 from tlsproxy.certs.progress import Progress, Step
+from tlsproxy.certs.quota import OF_ALL
 from tlsproxy.certs.served import Mismatch, Result, Served, Unreachable
 from tlsproxy.certs.state import needs_alert
 from tlsproxy.certs.wanted import Held, Wait, Wanted
@@ -33,15 +35,21 @@ Look = Callable[[str, str], Awaitable[Result]]
 """(host, serial) -> what our own listeners serve for the host."""
 
 
+ONCE_IN = timedelta(hours=1)
+"""A limit that stops the orders of all names is told once in so long, not by each of them."""
+
+
 class Reporter:
     """Keeps the contract of the keeper's Audience."""
 
-    # Mutable: mismatched (names that are known to be served with another certificate).
+    # Mutable: mismatched (names that are known to be served with another certificate), _told (when it was said of
+    # our quota that it grants no orders to anybody, by directory).
 
     def __init__(self, announce: Announce, events: Events, look: Look | None = None) -> None:
         """Without `look` (no address to connect to) what is served is not looked at."""
         self._announce, self._events, self._look = announce, events, look
         self.mismatched: set[str] = set()
+        self._told: dict[str, datetime] = {}
 
     def changed(self, names: tuple[str, ...]) -> None:
         self._announce(names)
@@ -60,6 +68,8 @@ class Reporter:
 
     def failed(self, wanted: Wanted, outcome: Failed) -> None:
         state, action = outcome.state, outcome.action
+        if self._is_known(outcome):
+            return
         fields: dict[str, Any] = {"next_attempt": action.until} if isinstance(action, Wait) else {}
         if outcome.held:
             fields["not_after"] = outcome.held.not_after
@@ -76,6 +86,17 @@ class Reporter:
             directory=outcome.failure.directory,
             **fields,
         )
+
+    def _is_known(self, outcome: Failed) -> bool:
+        """Tell whether this is a limit of all names that another one has told of within the hour."""
+        failure, now = outcome.failure, outcome.state.last_attempt
+        if failure.kind is not FailureKind.QUOTA or failure.type != OF_ALL or now is None:
+            return False
+        told = self._told.get(failure.directory)
+        if told is not None and told <= now < told + ONCE_IN:
+            return True
+        self._told[failure.directory] = now
+        return False
 
     def seen(self, wanted: Wanted, held: Held | None, now: datetime) -> None:
         """A certificate that is renewed in time never gets here: the plan renews before the emergency."""
