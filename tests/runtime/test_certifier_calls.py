@@ -180,6 +180,18 @@ def test_removing_what_a_site_needs_has_to_be_meant(ca: CertificateAuthority) ->
     story(ca, tell)
 
 
+def test_what_nobody_has_looked_at_is_not_counted(ca: CertificateAuthority) -> None:
+    async def tell(desk: Desk) -> None:
+        await desk.ask("renew", "a.test")
+        desk.manager.keeper._has_looked = False
+        status = (await desk.ask("status")).body
+        assert status == {"state": "starting", "valid": 1, "pending": 0, "failed": 0}  # that of the internal CA
+        await desk.manager.keeper.look()
+        assert (await desk.ask("status")).body == {"state": "running", "valid": 2, "pending": 0, "failed": 0}
+
+    story(ca, tell)
+
+
 def test_what_was_imported_is_announced(ca: CertificateAuthority) -> None:
     async def tell(desk: Desk) -> None:
         await desk.ask("renew", "a.test")

@@ -147,10 +147,13 @@ class CertifierCalls:
     async def _status(self, _: AdminCall) -> Any:
         """From memory: monitoring asks often, and a walk through ten thousand records takes seconds."""
         others = [site for site in self._settings.sites if site.certificate not in ("acme", "on_demand")]
-        counts = self.acme.counts() if self.acme else {"valid": 0, "pending": 0, "failed": 0}
-        return {"state": self._state(), **counts, "valid": counts["valid"] + len(others)}
+        has_looked = self.acme is not None and self.acme.keeper.has_looked
+        counts = self.acme.counts() if self.acme and has_looked else {"valid": 0, "pending": 0, "failed": 0}
+        state = "starting" if self.acme and not has_looked else self._state()
+        return {"state": state, **counts, "valid": counts["valid"] + len(others)}
 
     def _state(self) -> str:
+        """While it is "starting", certificates of CAs are counted nowhere: nobody knows them yet."""
         if self.acme or all(site.certificate not in ("acme", "on_demand") for site in self._settings.sites):
             return "running"
         return f"failed: {self.trouble}" if self.trouble else "starting"
