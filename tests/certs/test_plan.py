@@ -171,7 +171,7 @@ def test_a_changed_issuer_or_profile_waits_for_the_renewal_and_says_so(held: Hel
 
 
 def test_a_person_may_have_it_now() -> None:
-    action = plan(WANTED, SITE, by_hand(FRESH, at(1)), at(1), forced="asked for by hand")
+    action = plan(WANTED, SITE, by_hand(FRESH, WANTED, at(1)), at(1), forced="asked for by hand")
     assert action == Obtain("asked for by hand")
 
 
@@ -289,7 +289,7 @@ def test_a_permanent_error_is_parked_until_the_configuration_changes() -> None:
 
 
 def test_a_permanent_error_is_tried_again_by_hand() -> None:
-    state = by_hand(failed(REFUSED), at(1))
+    state = by_hand(failed(REFUSED), WANTED, at(1))
     assert isinstance(plan(WANTED, None, state, at(1), forced="asked for by hand"), Obtain)
 
 
@@ -297,6 +297,30 @@ def test_a_changed_configuration_is_tried_at_once() -> None:
     state = failed(*[VALIDATION] * 6)
     assert isinstance(plan(WANTED, None, state, BORN + HOUR), Wait)
     assert isinstance(plan(replace(WANTED, fingerprint="two"), None, state, BORN + HOUR), Obtain)
+
+
+@pytest.mark.parametrize("kind", [VALIDATION, REFUSED, FailureKind.BUSY])
+def test_two_configurations_on_one_store_do_not_set_each_other_off(kind: FailureKind) -> None:
+    """Two machines or releases whose [acme] differs, a day long, each looking every ten seconds."""
+    two, state, asked = (WANTED, replace(WANTED, fingerprint="two")), FRESH, []
+    for second in range(0, 86_400, 10):
+        now, wanted = BORN + timedelta(seconds=second), two[second // 10 % 2]
+        action = plan(wanted, None, state, now)
+        if isinstance(action, Obtain):
+            asked.append(now)
+            state = failed(kind, state=state, now=now, wanted=wanted, action=action)
+    assert 5 <= len(asked) <= 20
+    assert all(later - sooner >= HOUR for sooner, later in zip(asked, asked[5:], strict=False)), "5 failures an hour"
+
+
+def test_a_person_is_heard_whatever_configurations_there_are() -> None:
+    state = failed(VALIDATION, wanted=replace(WANTED, fingerprint="two"))
+    state = failed(VALIDATION, state=state, wanted=WANTED)
+    other = replace(WANTED, fingerprint="two")
+    assert isinstance(plan(other, None, state, BORN), Wait)
+    for force in (False, True):
+        asked = by_hand(state, other, BORN, force=force)
+        assert plan(other, None, asked, BORN, forced="asked") == Obtain("asked", rehearse=not force)
 
 
 @pytest.mark.parametrize("forced", ["", "asked for by hand"])
@@ -310,12 +334,12 @@ def test_retry_after_wins_even_over_a_changed_configuration_and_a_person(forced:
 
 def test_only_force_overrides_what_the_ca_said() -> None:
     state = failed(AcmeFailure(RATE_LIMITED, retry_at=at(2)))
-    forced = by_hand(state, at(1), force=True)
+    forced = by_hand(state, WANTED, at(1), force=True)
     assert plan(WANTED, None, forced, at(1), forced="asked for by hand") == Obtain("asked for by hand")
 
 
 def test_who_asks_by_hand_after_a_failure_has_it_rehearsed_too() -> None:
-    state = by_hand(failed(VALIDATION), BORN)
+    state = by_hand(failed(VALIDATION), WANTED, BORN)
     assert plan(WANTED, None, state, BORN, forced="asked for by hand") == Obtain("asked for by hand", rehearse=True)
 
 

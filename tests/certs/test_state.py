@@ -129,9 +129,15 @@ def test_success_forgets_failures_and_remembers_what_worked() -> None:
     )
 
 
+def test_what_a_rehearsal_has_learned_is_used() -> None:
+    state = replace(failed(VALIDATION), winners={"a.test": "tls-alpn-01", "b.test": "dns-01"})
+    state = after_rehearsal(state, at(1), {"a.test": "http-01"})
+    assert state.winners == {"a.test": "http-01", "b.test": "dns-01"}
+
+
 def test_history_keeps_the_last_lines() -> None:
     state = failed(*[VALIDATION] * 30)
-    state = after_revocation(by_hand(after_rehearsal(state, at(1)), at(1)), SITE, at(2), "keyCompromise")
+    state = after_revocation(by_hand(after_rehearsal(state, at(1)), WANTED, at(1)), SITE, at(2), "keyCompromise")
     assert len(state.history) == HISTORY
     assert [event.what for event in state.history[-3:]] == ["rehearsed", "asked", "revoked"]
 

@@ -164,7 +164,7 @@ class Attempts:
                 return NotNow(self._wait(wanted, held, state, failure), held)
             after = self._after_failure(state, failure, action, wanted, held)
             return Failed(failure, held, after, Wait(self._tools.now() + PAUSE))
-        return states.after_rehearsal(state, self._tools.now())
+        return states.after_rehearsal(state, self._tools.now(), issued.winners)
 
     def _away(self, wanted: Wanted, asked: Asked | None) -> Mapping[str, Outage]:
         is_by_hand = asked is not None and not asked.by_client
@@ -182,7 +182,7 @@ class Attempts:
         if asked is None:
             return state
         now = self._tools.now()
-        state = state if asked.by_client else states.by_hand(state, now, force=asked.force)
+        state = state if asked.by_client else states.by_hand(state, wanted, now, force=asked.force)
         return states.used(state, now) if wanted.on_demand else state
 
     def _with_accounts(self, wanted: Wanted) -> Wanted:

@@ -24,6 +24,9 @@ FOLDER = "state"
 FAILURES_PER_CA = 3
 """So many failures in a row with one CA, and the next one of the list is asked."""
 HISTORY = 10
+MINUTE = timedelta(minutes=1)
+_MOST_DOUBLINGS = 8  # to four hours between attempts with a configuration that has failed before
+_MOST_TRIED = 8
 _OWN_WAIT = timedelta(hours=1)  # after a refusal by our own quota guard that names no time
 
 
@@ -71,12 +74,14 @@ class Event:
 class State:
     """See the fields. A fresh State() belongs to a certificate of which nothing is known.
 
-    attempts         failures since the last success; the retry schedule counts them
+    attempts         failures since the last success or change of the configuration; the retry schedule counts them
+    streak           failures since the last success, whatever the configuration
     failing_since    the first of them
     last_attempt     the last time a CA (or its staging) was asked for a certificate
     next_attempt     not before this, as long as the configuration is the same
     last_error       of the last failure; kept for reading until the next success
     fingerprint      of the configuration (Wanted.fingerprint) that the failures belong to
+    tried            fingerprints of configurations that failed before it, since the last success
     refused          labels of the issuers that refuse for good under that configuration; all of them: parked
     busy             CA directory -> not before this, as the CA (or our quota guard) said
     issuer           index of the CA whose turn it is; `issuer_failures` counts failures in a row with it
@@ -91,11 +96,13 @@ class State:
     """
 
     attempts: int = 0
+    streak: int = 0
     failing_since: datetime | None = None
     last_attempt: datetime | None = None
     next_attempt: datetime | None = None
     last_error: LastError | None = None
     fingerprint: str = ""
+    tried: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     busy: Mapping[str, datetime] = field(default_factory=dict)
     issuer: int = 0
@@ -124,16 +131,23 @@ class State:
 def as_configured(state: State, wanted: Wanted) -> State:
     """Return the state as far as it counts for this configuration: after a change of it the next attempt is at once.
 
-    One failure stays, so that this attempt is rehearsed: who changes a configuration six times within an hour shall
-    not use up the failures that the CA takes within an hour.
+    Not if it has failed before, since the last success: then two processes with different configurations share a
+    store, and each of them would try at once what the other has just tried in vain. Doubts stay, so that what could
+    not be validated is rehearsed: who changes a configuration six times within an hour shall not use up the failures
+    that the CA takes within an hour.
     """
     if state.fingerprint == wanted.fingerprint or not state.attempts:
         return state
+    streak = max(state.streak, state.attempts)
+    is_new = wanted.fingerprint not in state.tried or not state.last_error
+    pause = MINUTE * 2 ** min(streak, _MOST_DOUBLINGS)
     return replace(
         state,
-        attempts=1,
-        next_attempt=None,
+        attempts=1 if is_new else streak,
+        streak=streak,
+        next_attempt=None if is_new or not state.last_error else state.last_error.when + pause,
         fingerprint=wanted.fingerprint,
+        tried=(*(each for each in state.tried if each != state.fingerprint), state.fingerprint)[-_MOST_TRIED:],
         refused=(),
         issuer=0,
         issuer_failures=0,
@@ -169,10 +183,18 @@ def after_failure(
     return _failed_with(state, failure, action, wanted)
 
 
-def after_rehearsal(state: State, now: datetime) -> State:
-    """Return the state after the staging CA has said yes: the real one is next, at once."""
+def after_rehearsal(state: State, now: datetime, winners: Mapping[str, str] | None = None) -> State:
+    """Return the state after the staging CA has said yes: the real one is next, at once, by the same challenges."""
     history = _added(state, Event(now, "rehearsed", "the staging CA would issue it"))
-    return replace(state, rehearsed=True, failed_rehearsals=0, next_attempt=None, last_attempt=now, history=history)
+    return replace(
+        state,
+        rehearsed=True,
+        failed_rehearsals=0,
+        winners={**state.winners, **(winners or {})},
+        next_attempt=None,
+        last_attempt=now,
+        history=history,
+    )
 
 
 def after_success(
@@ -209,11 +231,12 @@ def adopted(own: State, theirs: State, name: str, now: datetime) -> State:
     return replace(theirs, busy={**own.busy, **theirs.busy}, last_used=None, history=history)
 
 
-def by_hand(state: State, now: datetime, *, force: bool = False) -> State:
+def by_hand(state: State, wanted: Wanted, now: datetime, *, force: bool = False) -> State:
     """Return the state after a person has asked for a certificate: parked and waiting are over.
 
     What the CA asked to wait for stays, except with `force`; that also leaves the rehearsal out.
     """
+    state = as_configured(state, wanted)
     return replace(
         state,
         next_attempt=None,
@@ -256,7 +279,8 @@ def _noted(state: State, failure: AcmeFailure, action: Obtain, wanted: Wanted, n
 def _counted(state: State, failure: AcmeFailure, held: Held | None, now: datetime, rnd: float) -> State:
     attempts = state.attempts + 1
     delay = retry_delay(attempts, failure.kind, held, state.failing_since or now, now, rnd)
-    return replace(state, attempts=attempts, next_attempt=now + delay, rehearsed=False)
+    streak = max(state.streak, state.attempts) + 1
+    return replace(state, attempts=attempts, streak=streak, next_attempt=now + delay, rehearsed=False)
 
 
 def _doubted(state: State, failure: AcmeFailure, action: Obtain) -> State:
