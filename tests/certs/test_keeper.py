@@ -175,6 +175,24 @@ def test_what_the_ca_asked_for_is_kept_unless_forced(house: House, ca: Certifica
     assert house.serial(NAME)
 
 
+def test_the_real_order_uses_what_the_rehearsal_has_learned(tmp_path: Path, ca: CertificateAuthority) -> None:
+    (tmp_path / "staging").mkdir()
+    with CertificateAuthority(tmp_path / "staging") as staging, make_house(ca, staging=staging) as house:
+        share_roots(tmp_path / "both.pem", ca, staging)
+        house.want("a.test")
+
+        async def story() -> None:
+            for each in (ca, staging):
+                each.validation_fails("a.test", "connection", "192.0.2.1: Connection refused")
+            await house.look()
+            ca.validation_fails("a.test")
+            staging.when("challenge", lambda: staging.validation_fails("a.test"), after=True)
+            await house.look(later=2 * MINUTE)
+
+        asyncio.run(story())
+        assert house.state(NAME).winners == {"a.test": "http-01"}, "tls-alpn-01 was not tried again"
+
+
 def test_another_ca_is_asked_when_the_first_fails(tmp_path: Path, ca: CertificateAuthority) -> None:
     (tmp_path / "second").mkdir()
     with CertificateAuthority(tmp_path / "second") as second, make_house(ca, second) as house:
