@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tlsproxy.certs.alpn import make_answer
-from tlsproxy.certs.challenges import Http01, Solver, TlsAlpn01, is_solvable, order
+from tlsproxy.certs.challenges import Http01, Solver, TlsAlpn01, is_solvable
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.progress import Step, unwatched
 from tlsproxy.store.base import open_store
@@ -63,22 +63,6 @@ def challenges() -> Challenges:
 )
 def test_what_can_prove_a_name(kind: str, identifier: str, is_wildcard: bool, expected: bool) -> None:
     assert is_solvable(kind, identifier, is_wildcard=is_wildcard) is expected
-
-
-@pytest.mark.parametrize(
-    ("host", "preferences", "winner", "expected"),
-    [
-        ("a.test", ("tls-alpn-01", "http-01"), "", ("tls-alpn-01", "http-01")),
-        ("a.test", ("tls-alpn-01", "http-01", "dns-01"), "dns-01", ("dns-01", "tls-alpn-01", "http-01")),
-        ("a.test", ("tls-alpn-01",), "http-01", ("tls-alpn-01",)),
-        ("a.test", ("http-01", "http-01"), "", ("http-01",)),
-        ("*.a.test", ("tls-alpn-01", "dns-01", "http-01"), "http-01", ("dns-01",)),
-        ("*.a.test", ("http-01",), "", ()),
-        ("192.0.2.1", ("dns-01", "http-01"), "", ("http-01",)),
-    ],
-)
-def test_order_of_challenges(host: str, preferences: tuple[str, ...], winner: str, expected: tuple[str, ...]) -> None:
-    assert order(host, preferences, winner) == expected
 
 
 # --- http-01

@@ -321,7 +321,6 @@ def test_a_refusal_is_judged_by_type_status_and_step(
 ) -> None:
     failure = from_problem(_document(problem, detail), status=status, step=step, directory=LE)
     assert failure.kind is kind
-    assert failure.is_permanent == (kind is K.REFUSED)
     assert part in str(failure)
     assert "{" not in str(failure)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
 from functools import partial
@@ -70,16 +70,6 @@ def is_solvable(kind: str, identifier: str, *, is_wildcard: bool) -> bool:
     except ValueError:
         return False
     return True
-
-
-def order(host: str, preferences: Sequence[str], winner: str = "") -> tuple[str, ...]:
-    """Return the kinds of challenge to try for a host as configured (`*.x` is a wildcard), in order.
-
-    The one that worked last (`winner`) comes first, as long as it is still among the preferences.
-    """
-    identifier, is_wildcard = host.removeprefix("*."), host.startswith("*.")
-    kinds = [kind for kind in dict.fromkeys(preferences) if is_solvable(kind, identifier, is_wildcard=is_wildcard)]
-    return tuple(sorted(kinds, key=lambda kind: kind != winner))
 
 
 class Http01:

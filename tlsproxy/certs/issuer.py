@@ -160,10 +160,8 @@ class _Run:
         key = cast("CertificateKey", pem.private_key(placed.key_pem, "the new key"))
         request = signing_request(self._job.hosts, key)
         while order.status != "valid":
-            if order.status == "invalid":
-                if order.error:
-                    raise order.error.about(self._job.hosts[0], step="finalize")
-                raise self._failure(FailureKind.BAD_ORDER, "finalize", "the CA has made the order invalid")
+            if order.failure:
+                raise order.failure.about(self._job.hosts[0], step="finalize")
             if order.status == "ready":
                 self._progress(Step("finalize", "", "asking for the signature"))
                 order = await self._finalize(login, order, request, patience)

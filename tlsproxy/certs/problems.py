@@ -70,11 +70,6 @@ class AcmeFailure(TlsproxyError):
     directory: str = ""
     subproblems: tuple[AcmeFailure, ...] = ()
 
-    @property
-    def is_permanent(self) -> bool:
-        """Whether the same attempt fails again until somebody changes something."""
-        return self.kind is FailureKind.REFUSED
-
     def __str__(self) -> str:
         return wording.sentence(self)
 
