@@ -14,7 +14,7 @@ import pytest
 
 from tests.store.pki import issue, write_pair
 from tests.system.running import Server, free_port
-from tlsproxy.certs.asking import TEXT_LIMIT, Answer, Asker
+from tlsproxy.certs.asking import TEXT_LIMIT, Answer, Asker, Askers
 
 PATH = "/may-have-certificate"
 
@@ -149,3 +149,21 @@ def test_a_certificate_of_nobody_is_refused(tmp_path: Path) -> None:
         thread.join()
     assert answer.status is None
     assert answer.text.startswith("its TLS certificate is not trusted (self-signed certificate")
+
+
+def test_the_next_backend_is_asked_where_nobody_listens() -> None:
+    down = [f"http://127.0.0.1:{free_port()}", "unix:/no/where"]
+    with saying(b"HTTP/1.1 200 OK\r\n\r\n") as backend:
+        assert Askers(PATH, [*down, backend])("shop.example.com", "192.0.2.7").status == 200
+    answer = Askers(PATH, down)("shop.example.com", "192.0.2.7")
+    assert (answer.status, answer.text) == (None, "No such file or directory")
+    assert repr(Askers("https://app.example/ask", down)) == "<Askers [<Asker app.example/ask>]>"
+
+
+def test_who_is_slow_or_says_no_is_not_passed_by() -> None:
+    """Only who is certainly down: else an application that hangs would cost its timeout once for each backend."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with saying(hold=True) as slow:
+        assert Askers(PATH, [slow, nobody], timeout=0.2)("a.example.com", "192.0.2.7").text == "no answer within 0.2 s"
+    with saying(b"HTTP/1.1 503 No\r\n\r\n") as broken:
+        assert Askers(PATH, [broken, nobody])("a.example.com", "192.0.2.7").status == 503

@@ -323,7 +323,7 @@ def test_only_a_few_are_asked_at_once() -> None:
 
 def test_it_is_made_of_the_settings() -> None:
     sites = [
-        {"hosts": ["*.shop.example.com"], "certificate": "on_demand", "backends": ["unix:/run/app.sock", "b:1"]},
+        {"hosts": ["*.shop.example.com"], "certificate": "on_demand", "backends": ["unix:/run/app.sock"]},
         {"hosts": ["www.example.com"], "backends": ["b:1"]},
     ]
     settings = Settings.model_validate({"sites": sites, "on_demand": {"ask": "/ask", "per_client": "1/1h"}})

@@ -10,8 +10,8 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
 import h11
@@ -31,6 +31,8 @@ class Answer:
 
     status: int | None
     text: str = ""
+    is_down: bool = field(default=False, compare=False)
+    """Nobody listens there, so nothing was asked."""
 
 
 class Asker:
@@ -57,6 +59,8 @@ class Asker:
             return Answer(None, f"its TLS certificate is not trusted ({error.verify_message})")
         except h11.RemoteProtocolError as error:
             return Answer(None, f"the answer is not HTTP ({error})")
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            return Answer(None, error.strerror or str(error), is_down=True)
         except OSError as error:
             return Answer(None, error.strerror or str(error))
 
@@ -97,6 +101,25 @@ class Asker:
 
     def __repr__(self) -> str:
         return f"<Asker {self._unix or self._authority}{self._target}>"
+
+
+class Askers:
+    """Asks the same application at one of its backends: the next one where nobody listens at the one before."""
+
+    def __init__(self, ask: str, backends: Sequence[str], *, timeout: float = 2.0) -> None:
+        places = backends if ask.startswith("/") else ("",)  # a URL says itself where to ask
+        self._askers = [Asker(ask, backend, timeout=timeout) for backend in places]
+
+    def __call__(self, host: str, client: str) -> Answer:
+        """Ask for a name that a client wants. Never raises."""
+        for asker in self._askers[:-1]:
+            answer = asker(host, client)
+            if not answer.is_down:
+                return answer
+        return self._askers[-1](host, client)
+
+    def __repr__(self) -> str:
+        return f"<Askers {self._askers}>"
 
 
 def _connect_any(host: str, port: int, ends: float) -> socket.socket:

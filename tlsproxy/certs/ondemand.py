@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from tlsproxy.certs.asking import Answer, Asker
+from tlsproxy.certs.asking import Answer, Askers
 from tlsproxy.certs.buckets import Buckets
 from tlsproxy.certs.ledger import registered_domain
 from tlsproxy.certs.tools import Clock, utc_now
@@ -143,8 +143,8 @@ class OnDemand:
         if not sites:
             return None
         policy = Policy((host for site in sites for host in site.hosts), section.per_domain, section.per_client)
-        asker = Asker(section.ask, sites[0].routes[0].backends[0], timeout=section.timeout)
-        return cls(policy, asker, now=now)
+        # The settings see to it that where `ask` is a path there is one such site.
+        return cls(policy, Askers(section.ask, sites[0].routes[0].backends, timeout=section.timeout), now=now)
 
     async def decide(self, host: str, client: str) -> Decision:
         """Return whether to order a certificate for a host that a client (an address) has asked for.
