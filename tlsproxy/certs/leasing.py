@@ -57,11 +57,18 @@ class _Keeper:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._renewing.cancel()
-        await asyncio.gather(self._renewing, return_exceptions=True)
-        if self.is_lost and isinstance(error, asyncio.CancelledError) and self._worker and not self._worker.uncancel():
+        late: asyncio.CancelledError | None = None
+        try:
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        except asyncio.CancelledError as cancelled:  # ours as well, if the lease was lost when the block had just ended
+            late = cancelled
+        stop = late or error
+        if self.is_lost and isinstance(stop, asyncio.CancelledError) and self._worker and not self._worker.uncancel():
             raise LeaseLost(
                 f"the lease {self._lease.name!r} went to somebody else; the work on it was dropped"
-            ) from error
+            ) from stop
+        if late:
+            raise late
 
     async def _renew(self) -> None:
         while True:
