@@ -1,53 +1,37 @@
-"""The lease of a certificate, and a certifier that dies with it in its hands."""
+"""Leases that are lost, and work that is ended, at the same moment."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+from __future__ import annotations
+
+import asyncio
 
 import pytest
 
-from tests.system.running import until
-from tlsproxy.certs.leasing import LIFE
-from tlsproxy.store.base import open_store
-
-NAME = "acme/a.test"
-CERTIFIER = """
-import asyncio, sys
-from tlsproxy.certs.dns.exec import ExecProvider
-from tlsproxy.certs.leasing import holding
+from tlsproxy.certs.leasing import _Keeper
 from tlsproxy.certs.tools import Tools
-from tlsproxy.store.base import open_store
-
-async def work() -> None:
-    tools = Tools.make(open_store(sys.argv[1]))
-    async with holding(tools, "acme/a.test") as lease:
-        assert lease
-        await tools.in_thread(ExecProvider([sys.argv[2]]).create, "_acme-challenge.a.test", "value")
-
-asyncio.run(work())
-"""
+from tlsproxy.store.base import LeaseLost, open_store
 
 
-@pytest.mark.system
-def test_a_killed_certifier_is_not_waited_for_though_its_hook_runs_on(tmp_path: Path) -> None:
-    """What it has started has none of its open files, so the kernel unlocks the lease."""
-    hook, started, url = tmp_path / "hook", tmp_path / "started", f"file://{tmp_path / 'store'}"
-    hook.write_text(f'#!/bin/sh\necho $$ > "{started}.new" && mv "{started}.new" "{started}"\nexec sleep 300\n')
-    hook.chmod(0o755)
-    store = open_store(url)
-    with subprocess.Popen([sys.executable, "-c", CERTIFIER, url, str(hook)]) as certifier:
-        try:
-            until(started.exists, "the hook runs")
-            assert store.acquire(NAME, LIFE) is None
-        finally:
-            certifier.kill()
-    child = int(started.read_text())
-    try:
-        os.kill(child, 0)
-        lease = store.acquire(NAME, LIFE)
-    finally:
-        os.kill(child, signal.SIGKILL)
+async def _end_when_the_block_is_over(*, is_lost: bool, more: int = 0) -> None:
+    tools = Tools.make(open_store("memory:"))
+    lease = tools.store.acquire("acme/a.test")
     assert lease
-    assert lease.token == 2
+    keeper, task = _Keeper(tools, lease), asyncio.current_task()
+    assert task
+    try:
+        async with keeper:
+            keeper.is_lost = is_lost
+            for _ in range(1 + more):
+                task.cancel()  # comes to effect at the next await, and that is not in the block any more
+    finally:
+        tools.close()
+
+
+def test_a_lease_lost_at_the_end_is_a_lost_lease() -> None:
+    with pytest.raises(LeaseLost):
+        asyncio.run(_end_when_the_block_is_over(is_lost=True))
+
+
+@pytest.mark.parametrize(("is_lost", "more"), [(False, 0), (True, 1)])
+def test_who_was_cancelled_by_somebody_else_is_cancelled(is_lost: bool, more: int) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(_end_when_the_block_is_over(is_lost=is_lost, more=more))
