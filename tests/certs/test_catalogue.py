@@ -552,3 +552,8 @@ def stamp(when: datetime) -> str:
 
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def test_a_name_is_found_as_people_write_it(store: CertificateStore) -> None:
+    store.put("acme/xn--bcher-kva.example", issue("xn--bcher-kva.example").bundle())
+    assert Catalogue(many(store), store).resolve("Bücher.example") == "acme/xn--bcher-kva.example"

@@ -43,6 +43,8 @@ NAMES = Names([ACME, INTERNAL, FILES, ON_DEMAND])
         ("internal/one.shops.example", "internal/one.shops.example", None),
         ("gone.example", "acme/gone.example", None),
         ("[::1]", "acme/::1", None),
+        ("Bücher.shops.example", "acme/xn--bcher-kva.shops.example", ON_DEMAND),
+        ("bücher.example", "acme/xn--bcher-kva.example", None),
         ("internal-ca", "internal-ca", None),
     ],
 )

@@ -35,8 +35,8 @@ from tlsproxy.certs.wishes import Wishes
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
 from tlsproxy.settings import Settings, Site
 from tlsproxy.store.base import CertificateStore, RecordDamaged
-from tlsproxy.store.bundle import Bundle, normal_host
-from tlsproxy.store.sources import ROOT_NAME, certificate_files, certificate_name, load_files
+from tlsproxy.store.bundle import Bundle
+from tlsproxy.store.sources import ROOT_NAME, certificate_files, certificate_name, host_meant, load_files
 
 Kind = Literal["acme", "on_demand", "internal", "file", "unused"]
 Served = Callable[[str], bool]
@@ -120,7 +120,7 @@ class Catalogue:
         stored = {*self._store.list(), *self._store.list_records(states.FOLDER)}
         if name in self._sites or name in stored:
             return name
-        host = normal_host(name)
+        host = host_meant(name)
         site = self._site_of_host.get(host) or self._site_of_host.get(f"*.{host.partition('.')[2]}")
         if site:
             return certificate_name(site)

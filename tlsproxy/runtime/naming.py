@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tlsproxy.settings import Site
-from tlsproxy.store.bundle import normal_host
-from tlsproxy.store.sources import ROOT_NAME, acme_name, certificate_name
+from tlsproxy.store.sources import ROOT_NAME, acme_name, certificate_name, host_meant
 
 
 class Names:
@@ -26,14 +25,15 @@ class Names:
         """Return the name in the store: `acme/a.test` for `a.test`, for `B.test` beside it, and for `acme/a.test`."""
         if "/" in given or given == ROOT_NAME:
             return given
-        site = self._serving(normal_host(given))
-        return acme_name(normal_host(given)) if site is None or _has_many(site) else certificate_name(site)
+        host = host_meant(given)
+        site = self._serving(host)
+        return acme_name(host) if site is None or _has_many(site) else certificate_name(site)
 
     def site(self, given: str) -> Site | None:
         """Return the site that has this host, or that is served with the certificate of this name."""
         kind, slash, rest = given.partition("/")
         if not slash:
-            return self._serving(normal_host(given))
+            return self._serving(host_meant(given))
         site = self._serving(rest)
         belongs = site is not None and (kind == "acme" if _has_many(site) else certificate_name(site) == given)
         return site if belongs else None

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 from tlsproxy.errors import CertificateError
 from tlsproxy.settings import CertificateFiles, Site
+from tlsproxy.settings.values import parse_host
 from tlsproxy.store.base import CertificateStore
-from tlsproxy.store.bundle import Bundle, load_pair
+from tlsproxy.store.bundle import Bundle, load_pair, normal_host
 
 ROOT_NAME = "internal-ca"
 
@@ -44,6 +45,14 @@ def internal_name(hosts: Sequence[str]) -> str:
 def acme_name(host: str) -> str:
     """Return the name of a public CA's certificate: of a site by its first host, of an on-demand host by itself."""
     return f"acme/{host}"
+
+
+def host_meant(given: str) -> str:
+    """Return a host as the settings write it: a person may say "Bücher.example" for xn--bcher-kva.example."""
+    try:
+        return parse_host(given)
+    except ValueError:
+        return normal_host(given)
 
 
 def certificate_files(site: Site) -> tuple[CertificateFiles, ...]:
