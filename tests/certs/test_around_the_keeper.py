@@ -36,6 +36,7 @@ from tlsproxy.store.challenges import Challenges
 
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 NAME = "acme/a.test"
+PLENTY = Rate(100, 1.0)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ class Counter:
             await asyncio.wait(self.demand._tasks)
 
 
-def counter(house: House, ca: CertificateAuthority) -> Counter:
+def counter(house: House, ca: CertificateAuthority, per_client: Rate = PLENTY) -> Counter:
     def ask(host: str, client: str) -> Answer:
         made.asked.append(host)
         return Answer(made.status, "")
@@ -79,7 +80,7 @@ def counter(house: House, ca: CertificateAuthority) -> Counter:
     def refuse(host: str, reason: str, seconds: float) -> None:
         made.refused.append((host, reason, seconds))
 
-    policy = OnDemand(Policy(["*.a.test"], Rate(100, 1.0), Rate(100, 1.0)), ask, now=house.desk.clock)
+    policy = OnDemand(Policy(["*.a.test"], PLENTY, per_client), ask, now=house.desk.clock)
     wishes = Wishes(Acme.model_validate({"directory": ca.directory}))
     demand = Demand(house.desk.tools, house.shelf, house.keeper, policy, wishes, refuse=refuse)
     made = Counter(house, demand)
@@ -167,6 +168,25 @@ def test_a_certificate_in_use_is_renewed_with_leave_only(house: House, ca: Certi
     asyncio.run(story())
     assert ca.count["order"] == 2
     assert house.state("acme/x.a.test").last_used
+
+
+def test_one_client_s_limit_sends_nobody_else_away(house: House, ca: CertificateAuthority) -> None:
+    async def story() -> Counter:
+        made = counter(house, ca, per_client=Rate(1, 3600.0))
+        await made.wish("x.a.test")
+        made.demand.want("y.a.test", "192.0.2.1")  # has had its share
+        made.demand.want("y.a.test", "198.51.100.1")
+        await made.wish()
+        assert (made.asked, made.refused) == (["x.a.test", "y.a.test"], [])
+        await made.wish("z.a.test")
+        await made.demand.close()
+        return made
+
+    made = asyncio.run(story())
+    assert ca.count["order"] == 2
+    ((host, reason, seconds),) = made.refused
+    assert (host, seconds) == ("z.a.test", 0.0), "whoever comes next may ask at once"
+    assert "192.0.2.0/24" in reason
 
 
 # --- revocation

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
@@ -38,7 +39,7 @@ _FAILED = 60.0
 class Demand:
     """Answers wishes; each in a task of its own, ended by `close`."""
 
-    # Mutable: _tasks (wishes without an answer).
+    # Mutable: _tasks (wishes without an answer), _asking (how many of them there are by host).
 
     def __init__(
         self, tools: Tools, shelf: Shelf, keeper: Keeper, policy: OnDemand, wishes: Wishes, *, refuse: Refused
@@ -46,6 +47,7 @@ class Demand:
         self._tools, self._shelf, self._keeper, self._policy = tools, shelf, keeper, policy
         self._wishes, self._refuse = wishes, refuse
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking: Counter[str] = Counter()
 
     def want(self, host: str, client: str) -> None:
         """Take a wish of a client (an address) for a host."""
@@ -60,6 +62,7 @@ class Demand:
         await self._policy.close()
 
     async def _answer(self, host: str, client: str) -> None:
+        self._asking[host] += 1
         try:
             await self._grant(host, client)
         except StoreError as error:
@@ -68,6 +71,10 @@ class Demand:
         except Exception:
             logger.exception("on_demand.failed", extra={"host": host})
             self._refuse(host, "something went wrong, see the log", _FAILED)
+        finally:
+            self._asking[host] -= 1
+            if not self._asking[host]:
+                del self._asking[host]
 
     async def _grant(self, host: str, client: str) -> None:
         """Workers also wish for what they serve, every few hours of its second half: so we know what is in use."""
@@ -78,7 +85,10 @@ class Demand:
             return
         decision = await self._policy.decide(host, client)
         if isinstance(decision, Refuse):
-            self._refuse(host, decision.reason, self._seconds_until(decision.until))
+            seconds = self._seconds_until(decision.until)
+            if not seconds and self._asking[host] > 1:
+                return  # it is about this client alone: the answer to another one's wish is for all who wait
+            self._refuse(host, decision.reason, seconds)
             return
         try:
             await self._obtain(host)
