@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import trustme
 import uvloop
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.fakes.backend import Backend
 from tests.fakes.peer import PATIENCE, Peer
+from tlsproxy.proxy import front
 from tlsproxy.proxy.front import Front
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
@@ -80,6 +82,8 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self._thread.start()
+        # Ten times as often as in life: many tests wait for a tick.
+        self._stack.enter_context(mock.patch.object(front, "_TICK", 0.05))
         self._stack.callback(self._stop_loop)
         return self
 

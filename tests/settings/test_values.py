@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlsproxy.settings import values, writing
@@ -33,6 +33,7 @@ ANYTHING = st.one_of(
 
 
 @pytest.mark.parametrize("parse", PARSERS)
+@settings(max_examples=50)
 @given(value=ANYTHING)
 def test_a_value_is_normal_or_refused(parse: Callable[[object], Any], value: object) -> None:
     try:

@@ -437,14 +437,14 @@ def assert_same(reads: list[Conversation] | list[Answer]) -> None:
     assert all(other == first for other in others)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.one_of(STREAMS, ANY), CUTS)
 def test_requests_mean_the_same_however_they_are_cut(data: bytes, places: list[float]) -> None:
     """Also: no bytes raise anything but ProtocolError."""
     assert_same([read_requests(pieces) for pieces in ([data], some_cuts(data, places), split(data, range(len(data))))])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.one_of(ANSWERS, ANY), CUTS, st.booleans())
 def test_answers_mean_the_same_however_they_are_cut(data: bytes, places: list[float], eof: bool) -> None:
     ways = [data], some_cuts(data, places), split(data, range(len(data)))
