@@ -341,6 +341,16 @@ def test_a_limit_of_all_names_is_told_once_an_hour_and_not_by_each(house: House)
     assert len(report.events) == 6
 
 
+def test_our_own_refusal_to_renew_what_is_good_is_no_alarm(house: House) -> None:
+    report, now = Report(), datetime.now(UTC)
+    wanted, outcome = obtained(house)
+    held = outcome.held
+    failure = AcmeFailure(FailureKind.QUOTA, type="exact set", directory="one")
+    for when in (now, held.not_after - timedelta(hours=1)):
+        report.reporter().failed(wanted, Failed(failure, held, State(last_attempt=when), Wait(when)))
+    assert [kind for kind, _ in report.events] == [EventKind.FAILING]  # of the second alone: its end is near
+
+
 def test_one_that_is_not_served_is_announced_again(house: House) -> None:
     report = Report([Mismatch("127.0.0.1:443", "ff"), Served("127.0.0.1:443")])
     wanted, outcome = obtained(house)

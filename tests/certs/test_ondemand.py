@@ -13,7 +13,17 @@ import pytest
 from tlsproxy.certs import ondemand
 from tlsproxy.certs.asking import Answer
 from tlsproxy.certs.buckets import Buckets
-from tlsproxy.certs.ondemand import FAILED_FOR, REFUSED_FOR, Allow, Decision, OnDemand, Policy, Refuse, client_network
+from tlsproxy.certs.ondemand import (
+    FAILED_FOR,
+    REFUSED_FOR,
+    Allow,
+    Decision,
+    OnDemand,
+    Policy,
+    Refuse,
+    client_network,
+    is_public_suffix,
+)
 from tlsproxy.settings import Rate, Settings
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -342,3 +352,10 @@ def test_it_is_made_of_the_settings() -> None:
         "192.0.2.0/24 has asked for too many new names; the next in 3600 s",
     ]
     assert OnDemand.make(settings.on_demand, settings.sites[1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "is_suffix"), [("com", True), ("co.uk", True), ("a.com", False), ("b.a.co.uk", False)]
+)
+def test_what_others_register_names_below_is_nobodys(host: str, is_suffix: bool) -> None:
+    assert is_public_suffix(host) is is_suffix

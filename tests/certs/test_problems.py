@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tlsproxy.certs.problems import AcmeFailure, FailureKind, clean, from_problem
+from tlsproxy.certs.problems import AcmeFailure, FailureKind, classify, clean, from_problem
 from tlsproxy.certs.wording import address_in
 
 K = FailureKind
@@ -503,3 +503,9 @@ def test_an_address_has_no_record_to_remove() -> None:
 
 def _document(problem: str, detail: str) -> dict[str, Any]:
     return {"detail": detail, **({"type": URN + problem} if problem else {})}
+
+
+def test_a_name_without_an_address_is_tried_again() -> None:
+    """Pebble calls it malformed, at a challenge; of an order the same word is the CA's last."""
+    assert classify("malformed", 'Could not resolve URL "a.test"', None, "validation") is FailureKind.VALIDATION
+    assert classify("malformed", "", 400, "order") is not FailureKind.VALIDATION

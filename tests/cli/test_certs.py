@@ -351,3 +351,13 @@ def test_a_short_life_is_told_in_hours() -> None:
 )
 def test_an_issuer_is_called_by_its_common_name(issuer: str, short: str) -> None:
     assert certs._short_issuer(issuer) == short
+
+
+def test_without_sites_store_and_proxy_there_is_nothing_to_list(tmp_path: Path, capsys: Output) -> None:
+    """An empty list would read as: all is well."""
+    path = tmp_path / "empty.toml"
+    path.write_text(f'store = {{ url = "file://{tmp_path}/nowhere" }}\nadmin = {{ socket = "{tmp_path}/no.sock" }}\n')
+    assert cli.main(["admin", "certs", "list", "--json", "--config", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "there is no store, and no site is configured" in said.err

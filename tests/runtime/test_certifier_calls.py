@@ -151,6 +151,17 @@ def test_a_person_may_obtain_an_on_demand_host(ca: CertificateAuthority) -> None
     story(ca, tell)
 
 
+def test_a_reason_that_there_is_not_revokes_nothing(ca: CertificateAuthority) -> None:
+    async def tell(desk: Desk) -> None:
+        await desk.ask("renew", "a.test")
+        result = await desk.ask("revoke", "a.test", reason="foo")
+        assert result.status == 409
+        assert "'foo' is no reason to revoke. Give one of unspecified, keyCompromise," in error(result)
+        assert ca.revoked == {}
+
+    story(ca, tell)
+
+
 def test_revoking_replaces(ca: CertificateAuthority) -> None:
     async def tell(desk: Desk) -> None:
         first = (await desk.ask("renew", "a.test")).body["serial"]

@@ -24,7 +24,7 @@ from tlsproxy.certs.issuer import AcmeIssuer
 from tlsproxy.certs.keeper import SCAN, Keeper
 from tlsproxy.certs.leasing import holding
 from tlsproxy.certs.login import LogIns, known_account, opener
-from tlsproxy.certs.ondemand import OnDemand
+from tlsproxy.certs.ondemand import OnDemand, is_public_suffix
 from tlsproxy.certs.progress import Progress
 from tlsproxy.certs.quota import QuotaGuard
 from tlsproxy.certs.reporting import Announce, Reporter
@@ -212,7 +212,7 @@ class AcmeManager:
                 self.wants(name)
 
     def _may_demand(self, host: str) -> bool:
-        return not self._patterns.isdisjoint({host, f"*.{host.partition('.')[2]}", "*"})
+        return not is_public_suffix(host) and not self._patterns.isdisjoint({host, f"*.{host.partition('.')[2]}", "*"})
 
     async def _learn_accounts(self) -> None:
         """An order may name its predecessor only to the account that has it: that account has to be known."""

@@ -114,8 +114,7 @@ class Policy:
             return "this is no host name"
         if host.count(".") >= MOST_LABELS:
             return f"more than {MOST_LABELS} labels"
-        # What has a registered domain right below it is a suffix under which others register (co.uk, github.io).
-        if registered_domain(f"x.{host}") == f"x.{host}":
+        if is_public_suffix(host):
             return "a public suffix belongs to nobody"
         if not {host, f"*.{host.partition('.')[2]}", "*"} & self._patterns:
             return "no on-demand site has this host"
@@ -207,6 +206,11 @@ class OnDemand:
 
     def __repr__(self) -> str:
         return f"<OnDemand {len(self._asking)} asking, {len(self._allowed)} allowed>"
+
+
+def is_public_suffix(host: str) -> bool:
+    """Tell whether others register names right below it (com, co.uk, github.io): what is there belongs to them."""
+    return registered_domain(f"x.{host}") == f"x.{host}"
 
 
 def client_network(client: str) -> str:

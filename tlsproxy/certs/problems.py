@@ -198,8 +198,8 @@ def classify(
         return _limited(detail, status)
     if problem == "caa":  # forbidden by a record stays forbidden; a CAA record that could not be read may pass
         return FailureKind.VALIDATION if _PASSING_CAA.search(detail) else FailureKind.REFUSED
-    if problem == "unauthorized" and step == "validation":
-        return FailureKind.VALIDATION
+    if problem in ("unauthorized", "malformed") and step == "validation":
+        return FailureKind.VALIDATION  # of what was found; Pebble also says malformed of a name without an address
     if (problem == "unauthorized" and _CLOSED_ACCOUNT.search(detail)) or _STALE_KEY.search(detail):
         return FailureKind.ACCOUNT_GONE
     if problem == "malformed" and step == "account" and not wording.names_binding(detail):

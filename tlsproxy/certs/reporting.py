@@ -70,6 +70,11 @@ class Reporter:
         state, action = outcome.state, outcome.action
         if self._is_known(outcome):
             return
+        failure, held, now = outcome.failure, outcome.held, state.last_attempt
+        if failure.kind is FailureKind.QUOTA and held and now and now < emergency_time(held):
+            # Our own refusal, and nothing is wrong with what is served: no alarm.
+            logger.info("certificate.quota_refused", extra={"certificate": wanted.name, "error": str(failure)})
+            return
         fields: dict[str, Any] = {"next_attempt": action.until} if isinstance(action, Wait) else {}
         if outcome.held:
             fields["not_after"] = outcome.held.not_after

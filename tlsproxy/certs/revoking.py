@@ -52,6 +52,8 @@ class Revoker:
 
     async def revoke(self, name: str, reason: str, progress: Progress) -> Held:
         """Revoke what is in the store now and remember it; return it. AcmeFailure, CertificateError, StoreError."""
+        if reason not in REASONS:
+            raise CertificateError(f"{name}: {reason!r} is no reason to revoke. Give one of {', '.join(REASONS)}.")
         async with holding(self._tools, name) as lease:
             if lease is None:
                 raise Busy(f"{name}: another process works on this certificate now. Try again in a minute.")
@@ -62,7 +64,7 @@ class Revoker:
             if not bundle.directory:
                 raise CertificateError(
                     f"{name}: this certificate was imported, no CA is known that would revoke it. "
-                    "Revoke it where it comes from, then remove it here."
+                    f"Revoke it where it comes from; tlsproxy admin certs renew {name} replaces it here."
                 )
             await self._intend(name, replace(state, replace_now=held.fingerprint), lease)
             await finish_first(self._revoke(name, bundle, state, reason, progress, lease))

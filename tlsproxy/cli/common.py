@@ -111,6 +111,11 @@ class Target:
         """Answer a question from configuration and store alone."""
         from tlsproxy.certs.catalogue import Catalogue
 
+        if not self.settings.sites and self._is_missing(self.settings.store.url):
+            raise StoreError(
+                f"store.url {self.settings.store.url}: there is no store, and no site is configured. "
+                "Name the configuration of the proxy: --config FILE."
+            )
         with self.store(for_reading=True) as store:
             return question(Catalogue(self.settings, store))
 
