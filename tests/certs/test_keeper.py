@@ -529,7 +529,7 @@ def test_four_are_obtained_at_a_time_the_most_urgent_first(house: House, ca: Cer
 
 def test_a_renewal_gets_its_turn_while_new_names_come_in(house: House, ca: CertificateAuthority) -> None:
     """Five new names a minute, one more than can be obtained, and one renewal that was there first."""
-    house.store.put("acme/old.test", issue("old.test", days=(-61, 29)).bundle())
+    house.store.put("acme/old.test", issue("old.test", days=(-63, 27)).bundle())
 
     async def story() -> int:
         hosts = ["old.test"]
