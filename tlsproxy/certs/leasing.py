@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 LIFE = 60.0
 RENEWAL = 20.0
-"""Seconds: two renewals may fail before the lease runs out. One that hangs is waited for, for a minute; that one on
-this machine was killed the kernel tells at once (store/leases.py)."""
+"""Seconds: two renewals may fail before the lease runs out. A holder that hangs is waited for, a minute; that one was
+killed on this machine the kernel tells at once (store/leases.py)."""
 
 
 @contextlib.asynccontextmanager

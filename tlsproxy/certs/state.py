@@ -225,12 +225,6 @@ def after_kept(
     return replace(after_success(state, wanted, held, now, winners), history=_added(state, Event(now, "kept", text)))
 
 
-def adopted(own: State, theirs: State, name: str, now: datetime) -> State:
-    """Return the state of a certificate that is a copy of that of `name`, whose state was `theirs`."""
-    history = _added(theirs, Event(now, "adopted", f"from {name}, which no site uses any more"))
-    return replace(theirs, busy={**own.busy, **theirs.busy}, last_used=None, history=history)
-
-
 def by_hand(state: State, wanted: Wanted, now: datetime, *, force: bool = False) -> State:
     """Return the state after a person has asked for a certificate: parked and waiting are over.
 

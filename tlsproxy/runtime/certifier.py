@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tlsproxy import logs
-from tlsproxy.certs.adoption import adopt
 from tlsproxy.certs.manager import CertificateManager
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.certifier_calls import CertifierCalls
@@ -121,7 +120,6 @@ async def _prepare(settings: Settings, store: CertificateStore) -> CertificateMa
     manager = CertificateManager(settings.sites, store)
     if problems := await asyncio.to_thread(manager.prepare, datetime.now(UTC)):
         raise TlsproxyError("\n".join(problems))
-    await asyncio.to_thread(adopt, settings, store, datetime.now(UTC))
     return manager
 
 
