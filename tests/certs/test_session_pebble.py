@@ -92,7 +92,12 @@ def validated(session: AcmeSession, hosts: Sequence[str], kind: str, answer: Ans
         answer(authorization.identifier, challenge)
         pending.append((url, challenge))
     for _, challenge in pending:
-        session.answer(challenge)
+        try:
+            session.answer(challenge)
+        except AcmeFailure as failure:
+            # Pebble may be done with it already: then it takes no answer, and the look below tells what it found.
+            if failure.kind is not FailureKind.BAD_ORDER:
+                raise
     for url, _ in pending:
         seen = until(partial(_no_longer_pending, session, url), f"{url} is judged")
         if seen.failure:
