@@ -28,11 +28,13 @@ def patience(seconds: float) -> Patience:
     return Patience(seconds, step="order", directory="https://ca.test/dir")
 
 
-def test_patience_ends() -> None:
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "FIRST_PAUSE", 0.05)
+
     async def story() -> AcmeFailure:
-        waiting = patience(0.6)
+        waiting = patience(0.1)
         await waiting.pause()
-        await waiting.pause()  # 0.25 s, then what is left
+        await waiting.pause()  # 0.05 s, then what is left
         with pytest.raises(AcmeFailure) as caught:
             await waiting.pause()
         return caught.value
@@ -41,14 +43,16 @@ def test_patience_ends() -> None:
     assert (failure.kind, failure.step) == (FailureKind.BUSY, "order")
 
 
-def test_retry_after_is_followed() -> None:
+def test_retry_after_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "FIRST_PAUSE", 0.01)
+
     async def story() -> float:
         loop, waiting = asyncio.get_running_loop(), patience(10)
         begun = loop.time()
-        await waiting.pause(0.4)
+        await waiting.pause(0.2)
         return loop.time() - begun
 
-    assert 0.35 < asyncio.run(story()) < 2
+    assert 0.15 < asyncio.run(story()) < 2
 
 
 def test_what_passes_is_waited_out(tools: Tools) -> None:

@@ -370,7 +370,7 @@ def test_who_loses_the_lease_drops_the_certificate(
 
 def test_who_hears_of_it_stops_at_once(house: House, ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "LIFE", 0.2)
-    monkeypatch.setattr(leasing, "RENEWAL", 0.5)
+    monkeypatch.setattr(leasing, "RENEWAL", 0.3)
     ca.processing_polls = -1
     ca.when("finalize", lambda: until(lambda: house.store.acquire(NAME, 60.0), "the lease runs out"))
     outcome = asyncio.run(house.keeper.obtain(NAME, Asked(), unwatched))

@@ -18,6 +18,8 @@ from tlsproxy.certs.account_key import AccountKey
 from tlsproxy.certs.problems import AcmeFailure, FailureKind
 from tlsproxy.certs.session import AcmeSession
 
+pytestmark = pytest.mark.system  # no process, but it moves much and waits long
+
 LIMIT = 0.3
 SLACK = 1.5
 """Seconds beyond the limit that a busy machine may take to notice. A rule that counts per packet would take minutes."""

@@ -16,6 +16,8 @@ from tests.fakes.backend import Backend, url_of
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
 
+pytestmark = pytest.mark.system  # no process, but it moves much and waits long
+
 GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 MIB = 2**20
 WHOLE = 40 * MIB

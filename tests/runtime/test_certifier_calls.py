@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from tests.certs.ordering import SOON
 from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue
+from tlsproxy.certs import conversation
 from tlsproxy.certs.acme_manager import AcmeManager
 from tlsproxy.runtime.certifier_calls import CertifierCalls
 from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult, ControlError
@@ -71,13 +74,14 @@ async def open_desk(ca: CertificateAuthority, *, has_acme: bool = True) -> Async
         yield Desk(calls, store, manager, sent, announced)
     finally:
         await calls.close()
-        await manager.stop(1.0)
+        await manager.stop(0.2)
 
 
 def story(ca: CertificateAuthority, tell: Callable[[Desk], Awaitable[None]], *, has_acme: bool = True) -> None:
     async def run() -> None:
-        async with open_desk(ca, has_acme=has_acme) as desk:
-            await tell(desk)
+        with mock.patch.object(conversation, "FIRST_PAUSE", SOON):
+            async with open_desk(ca, has_acme=has_acme) as desk:
+                await tell(desk)
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
