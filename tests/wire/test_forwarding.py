@@ -8,7 +8,15 @@ import pytest
 from tests.fakes.codec import read_requests
 from tests.fakes.refused import HOST, request
 from tlsproxy.wire.fields import Fields
-from tlsproxy.wire.forwarding import Options, Peer, Trust, is_request_id, outbound_request, parse_address
+from tlsproxy.wire.forwarding import (
+    Options,
+    Peer,
+    Trust,
+    is_request_id,
+    outbound_fields,
+    outbound_request,
+    parse_address,
+)
 from tlsproxy.wire.messages import RequestHead
 
 NOBODY = Options(Trust([]))
@@ -277,3 +285,11 @@ def test_request_ids_that_are_not_passed_on(value: bytes) -> None:
 def test_request_ids() -> None:
     assert is_request_id(b"a" * 128)
     assert is_request_id(b"0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331")
+
+
+@pytest.mark.parametrize(("version", "via"), [(10, b"1.0 tlsproxy"), (11, b"1.1 tlsproxy"), (20, b"2 tlsproxy")])
+def test_via_names_the_protocol_the_request_came_by(version: int, via: bytes) -> None:
+    """RFC 9110 7.6.3."""
+    head = RequestHead(b"GET", b"/", version)
+    fields = outbound_fields(head, Peer("192.0.2.1", "https", Options(Trust([]), via=True)), b"")
+    assert (b"Via", via) in fields

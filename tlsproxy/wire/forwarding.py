@@ -20,6 +20,7 @@ _ID_BYTES: Final = b"-._~+/=:@0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn
 _LONGEST_ID: Final = 128
 _BY_LENGTH: Final = Framing.LENGTH  # a global costs a third of looking a member up on its Enum
 _CHUNKED: Final = Framing.CHUNKED
+_VIA: Final = {10: b"1.0 tlsproxy", 11: b"1.1 tlsproxy", 20: b"2 tlsproxy"}  # the protocol it came by (RFC 9110 7.6.3)
 _DEFAULT_PORT: Final = {b"https": b"443", b"http": b"80"}
 # The forwarding fields this module writes; a trusted peer's values are merged into them instead of being repeated.
 _OURS: Final = frozenset(
@@ -132,7 +133,7 @@ def _block(fields: Fields) -> bytes:
 
 def _with_framing(fields: Fields, head: RequestHead, peer: Peer) -> Fields:
     if peer.options.via:
-        fields.append((b"Via", b"1.1 tlsproxy"))
+        fields.append((b"Via", _VIA[head.version]))
     _add_framing(fields, head)
     return fields
 

@@ -69,7 +69,7 @@ class RequestHead:
     def __init__(self, method: bytes, target: bytes, version: int) -> None:
         self.method = method
         self.target = target
-        self.version = version  # 10 or 11
+        self.version = version  # 10, 11 or 20
         self.host = ""
         self.authority = b""
         self.port = b""  # as the Host field had it, maybe nothing
