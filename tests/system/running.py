@@ -89,6 +89,15 @@ def client_context(authority: trustme.CA | None, *, version: str = "") -> ssl.SS
     return context
 
 
+def offering(trust: ssl.SSLContext, *protocols: str) -> ssl.SSLContext:
+    """Return what trusts the same authorities and offers these protocols, in this order (none: no ALPN at all)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=b"".join(trust.get_ca_certs(binary_form=True)))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
+
+
 class Proxy:
     """A running `tlsproxy run`: its ports, its children, its log, and clients for it."""
 
@@ -184,15 +193,16 @@ class Proxy:
         client.auto_open = 0
         return client
 
-    def client(self, host: str = "localhost") -> httpx.Client:
+    def client(self, host: str = "localhost", *, http2: bool = False) -> httpx.Client:
         """Return httpx for this host, wherever its name may lead."""
 
         def name(request: httpx.Request) -> None:
             request.headers["Host"] = f"{host}:{self.port}"
             request.extensions["sni_hostname"] = host
 
+        trust = offering(self.trust, "h2") if http2 else self.trust
         return httpx.Client(
-            transport=httpx.HTTPTransport(verify=self.trust, local_address=CLIENT, trust_env=False),
+            transport=httpx.HTTPTransport(verify=trust, local_address=CLIENT, trust_env=False, http2=http2),
             base_url=f"https://127.0.0.1:{self.port}",
             event_hooks={"request": [name]},
             timeout=PATIENCE,
@@ -251,12 +261,16 @@ def running_proxy(
     workers: int = 1,
     http: str = "",
     https: str = "127.0.0.1:0",
+    listen: str = "",
     before: Sequence[str] = (),
 ) -> Iterator[Proxy]:
-    """Run a proxy with these sites; `head` is TOML for before them. An exception inside a worker fails the test."""
+    """Run a proxy with these sites; `head` is TOML for before them, `listen` for the section of that name.
+
+    An exception inside a worker fails the test.
+    """
     config = folder / "tlsproxy.toml"
     config.write_text(f"""
-        listen = {{ https = ["{https}"], http = [{f'"{http}"' if http else ""}] }}
+        listen = {{ https = ["{https}"], http = [{f'"{http}"' if http else ""}]{listen and ", "}{listen} }}
         server = {{ workers = {workers}, drain = "1s" }}
         store = {{ url = "file://{folder}/store" }}
         admin = {{ socket = "{folder}/admin.sock" }}
