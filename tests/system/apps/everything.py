@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 from fastapi import Body, FastAPI, Form, Request, UploadFile, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
 
+from tests.system.apps import resources
+
 app = FastAPI(title="everything", root_path=os.environ.get("APP_ROOT_PATH", ""))
+app.include_router(resources.router)
 
 
 class Run:
@@ -27,6 +31,7 @@ class Run:
         self.received = 0
         self.changed = asyncio.Condition()
         self.closed: asyncio.Queue[int] = asyncio.Queue()
+        self.given_up = asyncio.Semaphore(0)
 
 
 runs: defaultdict[str, Run] = defaultdict(Run)
@@ -95,6 +100,45 @@ async def raw(request: Request) -> dict[str, object]:
 @app.api_route("/bytes/{size}", methods=["GET", "HEAD"])
 def sized(size: int) -> Response:
     return Response(b"x" * size, media_type="application/octet-stream")
+
+
+@app.put("/digest")
+async def digest(request: Request) -> dict[str, object]:
+    """Take a body of any size, a piece at a time."""
+    made, size = hashlib.sha256(), 0
+    async for piece in request.stream():
+        made.update(piece)
+        size += len(piece)
+    return {"bytes": size, "sha256": made.hexdigest()}
+
+
+@app.get("/varied/{mib}")
+def varied(mib: int) -> StreamingResponse:
+    return StreamingResponse(varied_pieces(mib), media_type="application/octet-stream")
+
+
+def varied_pieces(mib: int) -> Iterator[bytes]:
+    """That many MiB in which a piece that is lost, repeated or in the wrong place can be told."""
+    block = random.Random(mib).randbytes(1 << 20)
+    for number in range(mib):
+        yield number.to_bytes(8, "big") + block[8:]
+
+
+@app.get("/held/{name}")
+async def held(name: str, request: Request) -> None:
+    """Answer nothing; remember that the client has given up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    runs[name].given_up.release()
+
+
+@app.get("/given-up/{name}")
+async def given_up(name: str, count: int = 1) -> int:
+    """Answer when so many have been given up."""
+    async with asyncio.timeout(10):
+        for _ in range(count):
+            await runs[name].given_up.acquire()
+    return count
 
 
 @app.post("/go/{name}")
