@@ -1,4 +1,7 @@
-"""The clients that people use, against one proxy before one FastAPI application: curl, httpx, requests, openssl."""
+"""The clients that people use, against one proxy before one FastAPI application: curl, httpx, requests, openssl.
+
+They speak HTTP/1.1 here; `test_http2_clients` has those of HTTP/2.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ import pytest
 import requests
 import trustme
 
+from tests.system.curl import Curl, needs_curl
 from tests.system.running import PATIENCE, Proxy, running_proxy, write_pair
 
 pytestmark = pytest.mark.system
 
-needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 needs_openssl = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 
 
@@ -49,29 +52,9 @@ def proxy(folder: Path, authority: trustme.CA, trust: ssl.SSLContext, app: str) 
         yield running
 
 
-class Curl:
-    """curl that trusts the authority alone. Returns what it wrote, checks that it was content."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self._proxy = proxy
-        self._command = ["curl", "-sS", "--noproxy", "*", "--cacert", str(proxy.folder / "ca.pem"), "-4"]
-
-    def url(self, path: str) -> str:
-        return f"https://localhost:{self._proxy.port}{path}"
-
-    def run(self, *arguments: str, sent: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = [*self._command, *arguments]
-        done = subprocess.run(command, input=sent, capture_output=True, timeout=PATIENCE, check=False)
-        assert done.returncode == 0, done.stderr.decode()
-        return done
-
-    def get(self, path: str, *arguments: str, sent: bytes = b"") -> bytes:
-        return self.run(*arguments, self.url(path), sent=sent).stdout
-
-
 @pytest.fixture
 def curl(proxy: Proxy) -> Curl:
-    return Curl(proxy)
+    return Curl(proxy, "1.1")
 
 
 @needs_curl
