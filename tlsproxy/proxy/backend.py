@@ -10,54 +10,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from tlsproxy.proxy.failures import BackendFailure, BadAnswer, ClosedBeforeAnswer, ClosedInAnswer
 from tlsproxy.wire.answers import ResponseReader
-from tlsproxy.wire.fields import Fields
-from tlsproxy.wire.messages import ProtocolError, ResponseHead
+from tlsproxy.wire.http1 import chunk, last_chunk
+from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.backendside import AnswerTaker, TunnelEnd
     from tlsproxy.proxy.upstream import Backend
+    from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.forwarding import Outbound
 
 logger = logging.getLogger(__name__)
 
 _MOST_INTERIM: Final = 64
 _HIGH_WATER: Final = 64 * 1024
 _LOW_WATER: Final = 16 * 1024
-
-
-class AnswerTaker(Protocol):
-    """What a backend connection calls while it reads an answer. Any of these may abort the connection."""
-
-    def interim(self, head: ResponseHead) -> None: ...
-    def switched(self, head: ResponseHead, rest: bytes) -> None: ...
-    def answer_head(self, head: ResponseHead) -> None: ...
-    def answer_data(self, data: bytes) -> None: ...
-    def answer_end(self, trailers: Fields) -> None: ...
-    def answer_flush(self) -> None: ...
-    def backend_failed(self, failure: BackendFailure) -> None: ...
-    def backend_full(self) -> None: ...
-    def backend_ready(self) -> None: ...
-    def crash(self) -> None: ...
-
-
-class TunnelEnd(Protocol):
-    """What a backend connection calls after it was switched to another protocol."""
-
-    def backend_data(self, data: bytes) -> None: ...
-    def backend_closed(self) -> None: ...
-    def backend_full(self) -> None: ...
-    def backend_ready(self) -> None: ...
+_CHUNKED: Final = Framing.CHUNKED  # a global costs a third of looking a member up on its Enum
 
 
 class BackendConnection(asyncio.Protocol):
-    """See the module's text. Made by `Backend.connect`; `begin` starts a request, `release` or `abort` ends it."""
+    """See the module's text. A `BackendStream`, made by `Backend.connect`."""
 
     __slots__ = (
-        "_answering", "_exchange", "_has_body", "_interim", "_keep", "_reader", "_transport", "_tunnel",
+        "_answering", "_chunked", "_exchange", "_has_body", "_interim", "_keep", "_reader", "_transport", "_tunnel",
         "backend", "idle_since", "is_open", "reused",
     )  # fmt: skip
+
+    may_refuse = False
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -69,6 +51,7 @@ class BackendConnection(asyncio.Protocol):
         self._exchange: AnswerTaker | None = None
         self._tunnel: TunnelEnd | None = None
         self._answering = False
+        self._chunked = False  # the request's body is
         self._keep = False
         self._has_body = False
         self._interim = 0
@@ -77,22 +60,32 @@ class BackendConnection(asyncio.Protocol):
         state = "tunnel" if self._tunnel else "active" if self._exchange else "idle"
         return f"<BackendConnection {self.backend.url} {state}>"
 
-    # --- for Exchange -------------------------------------------------------------------------------------------------
+    # --- BackendStream ------------------------------------------------------------------------------------------------
 
-    def begin(self, exchange: AnswerTaker, method: bytes, data: bytes) -> None:
-        """Send the head (and maybe the first of the body) of a request; `exchange` gets the answer."""
-        self._exchange = exchange
+    def begin(self, taker: AnswerTaker, request: Outbound, head: RequestHead, body: bytes = b"") -> None:
+        """Send the head (and maybe the first of the body) of a request; `taker` gets the answer."""
+        self._exchange = taker
         self._answering = False
         self._interim = 0
         self._has_body = False
-        self._reader.expect(method)
+        self._chunked = head.framing is _CHUNKED
+        self._reader.expect(head.method)
+        data = request.data
+        if body:
+            data += chunk(body) if self._chunked else body
         self._transport.write(data)  # type: ignore[union-attr]  # claimed connections are open
 
     def send(self, data: bytes) -> None:
-        """Send a piece of the request's body."""
+        """Send a piece of the request's body, or of a tunnel."""
         self._has_body = True
         if self._transport is not None:
-            self._transport.write(data)
+            self._transport.write(chunk(data) if self._chunked else data)
+
+    def end(self, trailers: Fields) -> None:
+        """A counted body ends by itself."""
+        if self._chunked and self._transport is not None:
+            self._has_body = True
+            self._transport.write(last_chunk(trailers))
 
     def pause_reading(self) -> None:
         if self.is_open and self._transport is not None:
@@ -126,6 +119,7 @@ class BackendConnection(asyncio.Protocol):
         """From now on every byte is the tunnel's."""
         self._exchange = None
         self._tunnel = tunnel
+        self._chunked = False
 
     def close(self) -> None:
         """Close after what was written has been sent, or at last when the backend has had its time to take it."""

@@ -1,4 +1,4 @@
-"""What an exchange needs of the client's protocol driver: the contract HTTP/1.1 keeps, and HTTP/2 streams will.
+"""What an exchange needs of the client's protocol driver: the contract that HTTP/1.1 and HTTP/2 streams keep.
 
 Rule: the exchange says what to send, the driver knows how it is framed on the wire.
 """
@@ -40,6 +40,13 @@ class ClientSide(Protocol):
 
     def crashed(self) -> None:
         """Called in an except block: log it, end the exchange with a 500 and the connection with it."""
+        ...
+
+    def accept_upgrade(self, fields: Fields) -> str:
+        """Tell the client that the backend, whose answer had `fields`, agrees to its WebSocket handshake.
+
+        Returns why that agreement is wrong, "" if it is not; then the client was told.
+        """
         ...
 
     def start_tunnel(self, tunnel: Tunnel) -> bytes:

@@ -1,8 +1,8 @@
 """One request and its answer: the only object that knows both sides, and the only one that may retry.
 
-Strategy: the client side (`ClientSide`: an HTTP/1.1 driver, later an HTTP/2 stream) hands in a checked head and then
-body pieces; the exchange routes, claims a backend connection, builds the outbound head and passes pieces both ways as
-they come. Everything is a callback; the one task is a connect, on the cold path.
+Strategy: the client side (`ClientSide`: an HTTP/1.1 driver or an HTTP/2 stream) hands in a checked head and then body
+pieces; the exchange routes, claims a way to a backend (`BackendStream`), builds the outbound head and passes pieces
+both ways as they come. Everything is a callback; the one task is a connect, on the cold path.
 
 Rules kept: no request is sent twice unless nothing of it can have been processed (RFC 9110 9.2.2); once the client has
 the head of an answer, a failure can only be shown by cutting the stream; exactly one log line per exchange.
@@ -23,16 +23,15 @@ from tlsproxy.proxy.router import Challenge, Forward, Redirect, Refuse, Route
 from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
-from tlsproxy.wire.grammar import IDEMPOTENT
-from tlsproxy.wire.http1 import chunk, last_chunk
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.backend import BackendConnection
+    from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.clientside import ClientSide
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ConnectionInfo
     from tlsproxy.proxy.upstream import Backend
+    from tlsproxy.wire.forwarding import Outbound
 
 _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED
@@ -41,13 +40,13 @@ _CHUNKED: Final = Framing.CHUNKED
 class Exchange(Record):
     """See the module's text.
 
-    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again);
-    `_request_complete`; `_progress` (when something last moved); and what the record tells.
+    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again)
+    and `_replayed`; `_request_complete`; `_progress` (when something last moved); and what the record tells.
     """
 
     __slots__ = (
-        "_client", "_connecting", "_connection", "_is_stuck", "_kept", "_progress", "_request", "_request_complete",
-        "_sent_at", "_services", "state",
+        "_client", "_connecting", "_connection", "_is_stuck", "_kept", "_progress", "_replayed", "_request",
+        "_request_complete", "_sent_at", "_services", "state",
     )  # fmt: skip
 
     def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
@@ -55,14 +54,15 @@ class Exchange(Record):
         self._client = client_side
         self._services = services
         self.state = NEW
-        self._request = b""
-        self._connection: BackendConnection | None = None
+        self._request: Outbound | None = None
+        self._connection: BackendStream | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._kept = NOTHING if head.framing is _NO_BODY else KeptBody()
-        self._request_complete = head.framing is _NO_BODY
+        self._request_complete = head.framing is _NO_BODY or (head.framing is Framing.LENGTH and head.length == 0)
+        self._kept = NOTHING if self._request_complete else KeptBody()
         self._progress = self.started
         self._sent_at = 0.0
         self._is_stuck = False  # the backend takes no more of the request
+        self._replayed = False
 
     def __repr__(self) -> str:
         return f"<Exchange {self.head.method.decode()} {self.head.host} {self.state.name} {self.status or ''}>"
@@ -90,14 +90,24 @@ class Exchange(Record):
         self.bytes_in += len(data)
         if self._over_body_limit(self.bytes_in):
             return
-        piece = chunk(data) if self.head.framing is _CHUNKED else data
-        self._pass_on(piece)
+        self._progress = time.monotonic()
+        if self._kept.is_whole:
+            self._keep(data)
+        if self._connection is not None:
+            self._connection.send(data)
 
     def request_end(self, trailers: Fields) -> None:
         """The request's body is complete."""
+        if self._request_complete:
+            return
         self._request_complete = True
-        if self.head.framing is _CHUNKED:
-            self._pass_on(last_chunk(allowed_trailers(trailers)))
+        self._progress = time.monotonic()
+        if trailers:
+            trailers = allowed_trailers(trailers)
+        if self._kept.is_whole:
+            self._kept.trailers = trailers
+        if self._connection is not None:
+            self._connection.end(trailers)
 
     def request_failed(self, error: ProtocolError) -> None:
         """The request's body broke the protocol: the backend must never see a complete request."""
@@ -160,7 +170,7 @@ class Exchange(Record):
         )
         self.client = outbound.client
         self.request_id = outbound.request_id
-        self._request = outbound.data
+        self._request = outbound
         self._dispatch(route)
 
     def _over_body_limit(self, size: int) -> bool:
@@ -210,28 +220,26 @@ class Exchange(Record):
         backend.active += 1
         self.retries += 1
 
-    def _send(self, connection: BackendConnection) -> None:
+    def _send(self, connection: BackendStream) -> None:
+        assert self._request is not None  # noqa: S101
         self._connection = connection
         self.state = SENT
         self.reused = connection.reused
         self._sent_at = self._progress = time.monotonic()
         self._is_stuck = False
-        body = self._kept.data() if self._kept is not NOTHING else b""
-        if self._kept is not NOTHING:
+        kept = self._kept
+        if kept is NOTHING:
+            connection.begin(self, self._request, self.head)
+        else:
             self._client.resume_request()  # before `begin`, which may find the backend full and pause it again
-        connection.begin(self, self.head.method, self._request + body if body else self._request)
-        if not connection.reused:
+            connection.begin(self, self._request, self.head, kept.data())
+            if kept.trailers is not None:
+                connection.end(kept.trailers)
+        if self._replayed or not (connection.reused or connection.may_refuse):
             self._kept = LOST  # a fresh connection that dies is a backend that died: no replay, nothing to keep
 
-    def _pass_on(self, piece: bytes) -> None:
-        """Send a piece of the body, or keep it while there is no connection or a replay is possible."""
-        self._progress = time.monotonic()
-        if self._kept.is_whole:
-            self._keep(piece)
-        if self._connection is not None:
-            self._connection.send(piece)
-
     def _keep(self, piece: bytes) -> None:
+        """Hold a piece of the body while there is no connection or a replay is possible."""
         self._kept.add(piece)
         if self._kept.is_full:
             if self._connection is None:
@@ -244,7 +252,7 @@ class Exchange(Record):
     def interim(self, head: ResponseHead) -> None:
         """100, 102, 103 … go on to a client that may know them (RFC 9110 15.2)."""
         self._progress = time.monotonic()
-        if self.head.version == 11 and (head.status != 100 or self.head.expect_continue):
+        if self.head.version >= 11 and (head.status != 100 or self.head.expect_continue):
             self._client.send_interim(head.status, head.reason, head.fields)
 
     def switched(self, head: ResponseHead, rest: bytes) -> None:
@@ -252,15 +260,15 @@ class Exchange(Record):
         connection = self._connection
         assert connection is not None and self.backend is not None  # noqa: S101, PT018
         if not self.head.upgrade or head.upgrade != b"websocket":
+            wrong = f"101 to {head.upgrade.decode('latin-1')!r}, not asked for"
+        else:
+            wrong = self._client.accept_upgrade(head.fields)
+        if wrong:
             self._drop_backend()
-            self.backend_failed(
-                failures.BadAnswer(self.backend.url, f"101 to {head.upgrade.decode('latin-1')!r}, not asked for")
-            )
+            self.backend_failed(failures.BadAnswer(self.backend.url, wrong))
             return
         self._note_answer(101)
         self.state = TUNNEL
-        fields = [*head.fields, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
-        self._client.send_interim(101, head.reason or b"Switching Protocols", fields)
         tunnel = Tunnel(self, self._client.stream, connection, self._services)
         early = self._client.start_tunnel(tunnel)
         tunnel.start(early, rest)
@@ -298,7 +306,8 @@ class Exchange(Record):
     def backend_failed(self, failure: failures.BackendFailure) -> None:
         """The connection is gone and the answer is not complete."""
         self._connection = None
-        if self.state is SENT and self._may_replay(failure):
+        may_replay = self.state is SENT and self._kept.is_whole and not self._replayed
+        if may_replay and failure.allows_replay(self.head.method, reused=self.reused):
             self._replay()
             return
         if self.backend is not None and failure.counts:
@@ -314,18 +323,10 @@ class Exchange(Record):
         self._progress = time.monotonic()
         self._client.resume_request()
 
-    def _may_replay(self, failure: failures.BackendFailure) -> bool:
-        """A reused connection that ends without a byte was most likely closed before the request came."""
-        return (
-            isinstance(failure, failures.ClosedBeforeAnswer)
-            and self.reused  # so never twice: a replay goes out on a new connection
-            and self._kept.is_whole
-            and self.head.method in IDEMPOTENT
-        )
-
     def _replay(self) -> None:
-        """Once, and on a new connection: another idle one may be just as dead."""
+        """On a new connection: another idle one may be just as dead."""
         assert self.backend is not None and self.forward is not None  # noqa: S101, PT018
+        self._replayed = True
         self.retries += 1
         self.backend.close_all_idle()
         self._connect(self.forward.route, self.backend, reuse=False)

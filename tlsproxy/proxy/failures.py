@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tlsproxy.wire.grammar import IDEMPOTENT
+
 
 class BackendFailure(Exception):
     """The backend could not answer. `status` is for the client; `counts` says if it speaks against the backend."""
@@ -18,6 +20,10 @@ class BackendFailure(Exception):
     def __init__(self, backend: str, why: str) -> None:
         super().__init__(f"{backend}: {why}")
         self.note = f"{backend}: {why}"
+
+    def allows_replay(self, method: bytes, *, reused: bool) -> bool:
+        """Whether the request may be sent again; `reused`: its connection had carried others before."""
+        return False
 
 
 class ConnectFailed(BackendFailure):
@@ -41,6 +47,20 @@ class ClosedBeforeAnswer(BackendFailure):
     """The connection ended without one byte of an answer."""
 
     detail = "The application behind this server closed the connection without an answer."
+
+    def allows_replay(self, method: bytes, *, reused: bool) -> bool:
+        """A reused connection was most likely closed before the request came; if not, twice does no more than once."""
+        return reused and method in IDEMPOTENT
+
+
+class NotProcessed(BackendFailure):
+    """The backend said that nothing of this request was processed (RFC 9113 8.7): any request may be sent again."""
+
+    status = 503
+    detail = "The application behind this server did not accept the request."
+
+    def allows_replay(self, method: bytes, *, reused: bool) -> bool:
+        return True
 
 
 class ClosedInAnswer(BackendFailure):

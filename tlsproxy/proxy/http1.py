@@ -40,6 +40,7 @@ _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus
 _CONNECTION_CLOSE: Final = (b"Connection", b"close")
 _CONNECTION_KEEP_ALIVE: Final = (b"Connection", b"keep-alive")
 _CHUNKED: Final = (b"Transfer-Encoding", b"chunked")
+_SWITCHED: Final = [(b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
 
 
 class Wait(Enum):
@@ -322,6 +323,11 @@ class Http1Driver:
         self._last = True
         self.flush()
         self.stream.abort()
+
+    def accept_upgrade(self, fields: Fields) -> str:
+        """The 101 (RFC 9110 15.2.2). Whether the backend's handshake fits the client's is for the client to check."""
+        self.send_interim(101, b"", [*fields, *_SWITCHED])
+        return ""
 
     def start_tunnel(self, tunnel: Tunnel) -> bytes:
         self._tunnel = tunnel

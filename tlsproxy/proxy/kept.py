@@ -5,20 +5,24 @@ Knows sizes, not why. Rule: a body is replayed only if every byte the client has
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tlsproxy.wire.fields import Fields
 
 _MOST: Final = 64 * 1024
 
 
 class KeptBody:
-    """Body pieces as they go to the backend. `is_whole` until something was let go."""
+    """Body pieces as they came. `is_whole` until something was let go; `trailers` is None until the body's end came."""
 
-    __slots__ = ("_pieces", "_size", "is_whole")
+    __slots__ = ("_pieces", "_size", "is_whole", "trailers")
 
     def __init__(self, *, is_whole: bool = True) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
         self.is_whole = is_whole
+        self.trailers: Fields | None = None
 
     @property
     def is_full(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tlsproxy.wire.websocket import GOING_AWAY, FrameBorders, close_frame
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.backend import BackendConnection
+    from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.exchange import Exchange
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ClientStream
@@ -26,9 +26,7 @@ class Tunnel:
         "_leaving", "_over", "_said_to_backend", "_said_to_client", "_stream",
     )  # fmt: skip
 
-    def __init__(
-        self, exchange: Exchange, stream: ClientStream, backend: BackendConnection, services: Services
-    ) -> None:
+    def __init__(self, exchange: Exchange, stream: ClientStream, backend: BackendStream, services: Services) -> None:
         self._exchange = exchange
         self._stream = stream
         self._backend = backend

@@ -18,11 +18,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.backend import BackendConnection
 from tlsproxy.proxy.dialing import Place
 from tlsproxy.proxy.failures import ConnectFailed, OutOfResources
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.backendside import BackendStream
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Backend:
     def __repr__(self) -> str:
         return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
 
-    def claim(self) -> BackendConnection | None:
+    def claim(self) -> BackendStream | None:
         """The newest idle connection, or None: then `connect`."""
         idle = self.idle
         while idle:
@@ -78,7 +81,7 @@ class Backend:
                 return connection
         return None
 
-    async def connect(self, timeout: float) -> BackendConnection:
+    async def connect(self, timeout: float) -> BackendStream:
         """A new connection. Raises ConnectFailed."""
         return await self._place.connect(lambda: BackendConnection(self), timeout)
 
@@ -214,7 +217,7 @@ class Upstream:
 
     async def connect(
         self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None], reuse: bool
-    ) -> BackendConnection:
+    ) -> BackendStream:
         """A new connection to `backend`, or to the next one that can be had: nothing was sent, so any request may move.
 
         `move_to` is told of each move; with `reuse` an idle connection there will do. Raises the last ConnectFailed
