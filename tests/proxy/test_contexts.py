@@ -14,7 +14,7 @@ from tests.proxy.test_tls import tls_client
 from tlsproxy.errors import CertificateError
 from tlsproxy.proxy.choice import UNKNOWN_NAME, UNUSABLE
 from tlsproxy.proxy.contexts import ContextTable
-from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy
+from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, alpn_protocols
 from tlsproxy.wire.clienthello import ClientHello
 
 AUTHORITY = trustme.CA()
@@ -181,6 +181,34 @@ class TestContext:
                 tls_client(worker, context=client_context(AUTHORITY, "1.2"))
             with tls_client(worker, context=client_context(AUTHORITY)) as client:
                 assert client.version() == "TLSv1.3"
+
+    @pytest.mark.parametrize(
+        ("offered", "taken", "taken_without_http2"),
+        [
+            (("h2", "http/1.1"), "h2", "http/1.1"),
+            (("http/1.1", "h2"), "h2", "http/1.1"),  # the order is ours
+            (("http/1.0", "http/1.1"), "http/1.1", "http/1.1"),
+            (("http/1.0",), "http/1.0", "http/1.0"),
+            ((), None, None),
+        ],
+    )
+    def test_the_newest_protocol_that_both_speak(
+        self, offered: tuple[str, ...], taken: str | None, taken_without_http2: str | None
+    ) -> None:
+        context = client_context(AUTHORITY)
+        context.set_alpn_protocols(offered)
+        for http2, expected in ((True, taken), (False, taken_without_http2)):
+            table = ContextTable([A], alpn=alpn_protocols(http2=http2))
+            with EchoWorker(contexts=table) as worker, tls_client(worker, context=context) as client:
+                assert client.selected_alpn_protocol() == expected
+
+    @pytest.mark.parametrize(("http2", "offered"), [(True, ("h3", "spdy/3")), (False, ("h2",))])
+    def test_a_client_with_no_protocol_of_ours_is_told_so(self, http2: bool, offered: tuple[str, ...]) -> None:
+        context = client_context(AUTHORITY)
+        context.set_alpn_protocols(offered)
+        table = ContextTable([A], alpn=alpn_protocols(http2=http2))
+        with EchoWorker(contexts=table) as worker, pytest.raises(ssl.SSLError, match="no application protocol"):
+            tls_client(worker, context=context)
 
     def test_rsa_and_ecdsa_under_one_name(self) -> None:
         pair = (bundle(AUTHORITY, "a.test"), bundle(AUTHORITY, "a.test", rsa=True))

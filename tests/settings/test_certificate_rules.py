@@ -174,6 +174,15 @@ def test_a_path_is_asked_on_one_backend() -> None:
     assert faults(*sites, on_demand={"ask": "http://127.0.0.1:9000/ask"}) == {}
 
 
+@pytest.mark.parametrize("places", [{"backends": ["h2c://a:1"]}, {"routes": [{"backends": ["b:1", "h2c+unix:/a"]}]}])
+def test_a_path_is_not_asked_of_a_backend_that_speaks_http_2(places: dict[str, Any]) -> None:
+    on_demand = {"hosts": ["*.example.com"], "certificate": "on_demand", **places}
+    found = faults(on_demand, on_demand={"ask": "/ask"})
+    assert list(found) == ["on_demand.ask"]
+    assert "is asked for by HTTP/1.1, and h2c" in found["on_demand.ask"]
+    assert faults(on_demand, on_demand={"ask": "http://127.0.0.1:9000/ask"}) == {}
+
+
 def test_nobody_asks_for_an_address_by_name() -> None:
     found = faults(site("8.8.8.8", certificate="on_demand"), on_demand={"ask": "/ask"})
     assert 'write certificate = "acme"' in found["sites.0.hosts.0"]

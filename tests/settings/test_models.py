@@ -22,6 +22,7 @@ def test_defaults() -> None:
     settings = Settings()
     assert settings.listen == Listen(https=(":443",), http=(":80",), proxy_protocol=())
     assert settings.limits == Limits(header_size=32768, header_count=100, header_timeout=15, tunnel_idle=3600)
+    assert settings.limits.http2_streams == 100
     assert (settings.server.workers, settings.server.drain, settings.tls.minimum_version) == ("auto", 9.5, "1.2")
     assert settings.sites == ()
     assert {"https": Listen().https, "http": Listen().http} == raw.DEFAULT_LISTEN
@@ -66,6 +67,11 @@ def test_lists_may_be_texts_with_commas() -> None:
 )
 def test_proxy_protocol(given: object, networks: tuple[str, ...]) -> None:
     assert Listen.model_validate({"proxy_protocol": given}).proxy_protocol == networks
+
+
+@pytest.mark.parametrize(("streams", "why"), [(0, "greater than or equal to 1"), (1001, "less than or equal to 1000")])
+def test_streams_of_a_connection_are_some_and_not_thousands(streams: int, why: str) -> None:
+    assert why in messages(limits={"http2_streams": streams})["limits.http2_streams"]
 
 
 def test_one_file_pair_or_several() -> None:

@@ -183,6 +183,10 @@ def test_networks() -> None:
         ("[::1]:8000", "http://[::1]:8000"),
         ("unix:/run/app.sock", "unix:/run/app.sock"),
         ("unix:///run/app.sock", "unix:/run/app.sock"),
+        ("h2c://App:50051/", "h2c://app:50051"),
+        ("H2C://[::1]:50051", "h2c://[::1]:50051"),
+        ("h2c+unix:/run/app.sock", "h2c+unix:/run/app.sock"),
+        ("h2c+unix:///run/app.sock", "h2c+unix:/run/app.sock"),
     ],
 )
 def test_backends(text: str, backend: str) -> None:
@@ -193,7 +197,10 @@ def test_backends(text: str, backend: str) -> None:
     ("text", "why"),
     [
         ("https://app:8000", "plain HTTP"),
-        ("h2c://app:8000", "unknown scheme"),
+        ("grpc://app:8000", r"unknown scheme 'grpc'; write .* h2c://HOST:PORT \(HTTP/2, gRPC\)"),
+        ("h2c://app:8000/v1", "HOST:PORT alone"),
+        ("h2c://:8000", "host name"),
+        ("h2c+unix:app.sock", "absolute path"),
         ("http://app:8000/v1", "HOST:PORT alone"),
         ("http://app:8000?x", "HOST:PORT alone"),
         ("http://me:pw@app:8000", "HOST:PORT alone"),

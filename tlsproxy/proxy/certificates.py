@@ -16,7 +16,7 @@ from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.proxy.challenges import ChallengeAnswers
 from tlsproxy.proxy.contexts import ContextTable
 from tlsproxy.proxy.rate import Quiet
-from tlsproxy.proxy.sitetls import SiteTls
+from tlsproxy.proxy.sitetls import SiteTls, alpn_protocols
 from tlsproxy.proxy.waiting import WaitingRoom
 from tlsproxy.store import pem
 from tlsproxy.store.challenges import Challenges
@@ -51,6 +51,7 @@ class Certificates:
         store: CertificateStore,
         ticket_secret: bytes,
         limit: int,
+        http2: bool,
         want: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +71,7 @@ class Certificates:
             default_host=tls.default_host,
             ticket_secret=ticket_secret,
             limit=limit,
+            alpn=alpn_protocols(http2=http2),
             load=store.get,
             room=self.room,
             answer_challenge=self.challenges.tls_alpn,

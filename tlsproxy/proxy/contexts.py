@@ -21,7 +21,7 @@ from tlsproxy.errors import CertificateError, StoreError
 from tlsproxy.proxy.choice import NO_CHALLENGE, NO_PROTOCOL, PENDING, UNKNOWN_NAME, UNUSABLE
 from tlsproxy.proxy.hosts import find_host, is_dns_name
 from tlsproxy.proxy.rate import Quiet
-from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, build_context
+from tlsproxy.proxy.sitetls import ServerContext, SiteTls, TlsPolicy, alpn_protocols, build_context
 from tlsproxy.proxy.tickets import EPOCH_SECONDS, derive_keys, share_tickets
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class ContextTable:
         *,
         default_host: str = "",
         ticket_secret: bytes = b"",
-        alpn: Sequence[str] = ("http/1.1", "http/1.0"),  # curl --http1.0 offers the older one alone
+        alpn: Sequence[str] = alpn_protocols(http2=False),
         limit: int = 1000,
         load: Load = lambda _: None,
         room: WaitingRoom | None = None,

@@ -67,7 +67,13 @@ class Front:
             shared=Trust(settings.server.trusted_proxies),
         )
         self._certificates = Certificates(
-            settings.sites, settings.tls, store=store, ticket_secret=ticket_secret, limit=limits.contexts, want=want
+            settings.sites,
+            settings.tls,
+            store=store,
+            ticket_secret=ticket_secret,
+            limit=limits.contexts,
+            http2=settings.listen.http2,
+            want=want,
         )
         self.contexts = self._certificates.contexts
         self._backends: dict[str, Backend] = {}
@@ -207,6 +213,7 @@ class Front:
             keep_alive=limits.keep_alive,
             connect_timeout=limits.connect_timeout,
             tunnel_idle=limits.tunnel_idle,
+            http2_streams=limits.http2_streams,
         )
 
     def _make_router(self, settings: configuration.Settings) -> Router:

@@ -32,6 +32,7 @@ class Services:
         "header_count",
         "header_size",
         "header_timeout",
+        "http2_streams",
         "keep_alive",
         "loop",
         "requests",
@@ -55,6 +56,7 @@ class Services:
         keep_alive: float,
         connect_timeout: float,
         tunnel_idle: float,
+        http2_streams: int,
     ) -> None:
         self.loop = loop
         self.router = router
@@ -68,6 +70,7 @@ class Services:
         self.keep_alive = keep_alive
         self.connect_timeout = connect_timeout
         self.tunnel_idle = tunnel_idle
+        self.http2_streams = http2_streams
         self.draining = False
         self.requests = 0
         # 8 random bytes a process and a counter: unique without a system call per request; no secret is made of it.

@@ -91,6 +91,12 @@ class ServerContext:
         return not offered or not self._protocols.isdisjoint(offered)
 
 
+def alpn_protocols(*, http2: bool) -> tuple[str, ...]:
+    """Return what an ordinary connection may speak, best first: the order is ours, not the client's (RFC 7301 3.2)."""
+    older = ("http/1.1", "http/1.0")  # curl --http1.0 offers the older one alone
+    return ("h2", *older) if http2 else older
+
+
 def build_context(site: SiteTls, bundles: Sequence[Bundle], alpn: Sequence[str]) -> ssl.SSLContext:
     """Make a context of one site. Raises CertificateError when OpenSSL does not take what it is given."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tlsproxy.settings import acme_values, directories, raw
 from tlsproxy.settings.raw import DEFAULT_LISTEN, Fault, Path
-from tlsproxy.settings.values import as_address
+from tlsproxy.settings.values import as_address, parse_backend
 
 DEFAULT_CHALLENGES = ("tls-alpn-01", "http-01")
 # Which table of [acme.dns] belongs to a provider, and what it needs.
@@ -125,6 +125,24 @@ def _on_demand_faults(data: Mapping[str, Any], sites: list[_Site]) -> Iterator[F
     if isinstance(ask, str) and ask.startswith("/") and len(places) > 1:
         message = "is a path, and more than one site is on demand: whose backend is meant? Write a URL"
         yield Fault(("on_demand", "ask"), message, other=places[1])
+    elif isinstance(ask, str) and ask.startswith("/"):
+        yield from _asking_faults([site for site in raw.items(data.get("sites")) if _is_on_demand(site)])
+
+
+def _asking_faults(sites: list[Any]) -> Iterator[Fault]:
+    """A path is asked for at the backends of the site's first route, by HTTP/1.1."""
+    for site in sites:
+        routes = raw.items(raw.get(site, "routes"))
+        given = raw.get(site, "backends") or (raw.get(routes[0], "backends") if routes else ())
+        for _, backend in raw.parsed(raw.items(given), parse_backend):
+            if backend.startswith("h2c"):
+                message = f"is asked for by HTTP/1.1, and {backend} is spoken to in HTTP/2; write a URL"
+                yield Fault(("on_demand", "ask"), message)
+                return
+
+
+def _is_on_demand(site: Any) -> bool:
+    return bool(raw.get(site, "certificate") == "on_demand")
 
 
 def _key_faults(data: Mapping[str, Any]) -> Iterator[Fault]:

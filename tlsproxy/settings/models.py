@@ -37,6 +37,7 @@ class Listen(Section):
     proxy_protocol: fields.ProxyProtocol = Field(
         default=(), description="Networks that must speak the PROXY protocol; true is all."
     )
+    http2: bool = Field(default=False, description="Offer HTTP/2 to clients; without it HTTP/1.1 only.")
 
 
 class Server(Section):
@@ -79,6 +80,9 @@ class Limits(Section):
     )
     pool_idle_per_backend: fields.Count = Field(
         default=32, le=10_000, description="Idle connections a worker keeps per backend."
+    )
+    http2_streams: fields.Count = Field(
+        default=100, ge=1, le=1000, description="Requests under way at once on one HTTP/2 connection."
     )
     contexts: fields.Count = Field(
         default=1000,
@@ -213,7 +217,9 @@ class Route(Section):
         default="/", description="Path prefix, matched on segment borders; the longest wins."
     )
     strip_prefix: bool = Field(default=False, description="Forward without the prefix and send X-Forwarded-Prefix.")
-    backends: fields.Backends = Field(min_length=1, description="http://host:port or unix:/path.")
+    backends: fields.Backends = Field(
+        min_length=1, description="http://host:port, h2c://host:port (HTTP/2) or unix:/path."
+    )
     balance: Literal["least_conn", "round_robin", "random", "ip_hash"] = Field(
         default="least_conn", description="Choice of a backend."
     )

@@ -208,17 +208,21 @@ def parse_store_url(value: object) -> str:
 
 
 def parse_backend(value: object) -> str:
-    """Return a backend as "http://host:port" or "unix:/path"."""
+    """Return a backend as "http://host:port" or "unix:/path", for HTTP/2 "h2c://host:port" or "h2c+unix:/path"."""
     text = as_text(value, "a backend").strip()
-    if text.lower().startswith("unix:"):
-        return _unix_backend(text)
+    for prefix in ("unix:", "h2c+unix:"):
+        if text.lower().startswith(prefix):
+            return f"{prefix}{_unix_path(text, text[len(prefix) :])}"
     if text.lower().startswith("https://"):
         raise ValueError(
             f"{show(value)}: backends are spoken to in plain HTTP, TLS towards them is not supported; write http://"
         )
     scheme, found, _ = text.partition("://")
-    if found and scheme.lower() != "http":
-        raise ValueError(f"{show(value)}: unknown scheme {scheme!r}; write http://HOST:PORT or unix:/path")
+    if found and scheme.lower() not in {"http", "h2c"}:
+        raise ValueError(
+            f"{show(value)}: unknown scheme {scheme!r}; write http://HOST:PORT, h2c://HOST:PORT (HTTP/2, gRPC) "
+            "or unix:/path"
+        )
     return _tcp_backend(text, text if found else f"http://{text}")
 
 
@@ -314,15 +318,14 @@ def as_port(text: str, value: object, *, lowest: int) -> int:
     return int(text)
 
 
-def _unix_backend(text: str) -> str:
-    path = text[len("unix:") :]
+def _unix_path(text: str, path: str) -> str:
     if path.startswith("///"):  # the URL form, unix:///run/app.sock: an empty authority before the path
         path = path[2:]
     if not path.startswith("/") or path.startswith("//") or path.endswith("/"):
         raise ValueError(f"{show(text)}: a unix socket is named by its absolute path, as in unix:/run/app.sock")
     if len(path.encode()) > _UNIX_PATH_LIMIT:
         raise ValueError(f"{show(text)}: the path of a unix socket has at most {_UNIX_PATH_LIMIT} bytes")
-    return f"unix:{path}"
+    return path
 
 
 @functools.lru_cache(maxsize=1024)
@@ -340,7 +343,9 @@ def _tcp_backend(text: str, url: str) -> str:
     host, port = _split_authority(parts.netloc, text)
     address = as_address(host)
     name = str(address) if address else _dns_name(host, text, _BACKEND_LABEL)
-    return f"http://[{name}]:{port}" if address and address.version == 6 else f"http://{name}:{port}"
+    return (
+        f"{parts.scheme}://[{name}]:{port}" if address and address.version == 6 else f"{parts.scheme}://{name}:{port}"
+    )
 
 
 def _split_authority(authority: str, text: str) -> tuple[str, int]:
