@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.fakes.backend import Backend
+from tests.fakes.frames import FramePeer
 from tests.fakes.peer import PATIENCE, Peer
 from tlsproxy.proxy import front
 from tlsproxy.proxy.front import Front
@@ -46,6 +47,14 @@ def authority() -> trustme.CA:
 def client_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority().configure_trust(context)
+    return context
+
+
+@cache
+def http2_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    context.set_alpn_protocols(["h2"])
     return context
 
 
@@ -146,6 +155,21 @@ class Stage:
         raw = self.dial(receive_buffer, source)
         client = client_context().wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False)
         return self._closed_at_the_end(Peer(client))
+
+    def connect_http2(
+        self,
+        host: str = "a.test",
+        settings: Mapping[int, int] | None = None,
+        *,
+        begin: bool = True,
+        receive_buffer: int = 0,
+        source: str = "",
+    ) -> FramePeer:
+        """A client that speaks HTTP/2 with these SETTINGS; `begin=False`: that has said nothing yet."""
+        raw = self.dial(receive_buffer, source)
+        peer = FramePeer.over_tls(raw, http2_context(), host, settings, begin=begin)
+        self._stack.callback(peer.close)
+        return peer
 
     def dial(self, receive_buffer: int = 0, source: str = "") -> socket.socket:
         """A TCP connection to the https listener. The caller closes it."""
