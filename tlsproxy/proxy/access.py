@@ -41,6 +41,7 @@ _LONGEST_PATH: Final = 1024
 _LONGEST_TEXT: Final = 512
 _LONGEST_HOST: Final = 255
 _LONGEST_METHOD: Final = 32
+_VERSIONS: Final = {10: "1.0", 11: "1.1", 20: "2"}
 _ROOMS: Final = (800, 500, 200)  # for each text of a line that was too long; the first that does
 
 _QUOTED_REMEMBERED: Final = 2048
@@ -144,7 +145,7 @@ class AccessLog:
     def _head_part(self, head: RequestHead, quote: Callable[[bytes], str]) -> str:
         return (
             f'"method":{quote(head.method)},"host":{quote(head.host.encode("latin-1", "replace"))},'
-            f'"http":"{"1.1" if head.version == 11 else "1.0"}",'
+            f'"http":"{_VERSIONS[head.version]}",'
             f'"user_agent":{quote(head.user_agent) if head.user_agent else "null"},'
             f'"referer":{quote(self._without_secrets(head.referer)) if head.referer else "null"},'
         )
