@@ -39,6 +39,13 @@ NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, SETTINGS_TIMEOUT, 
     7
 )
 REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, CONNECT_ERROR, ENHANCE_YOUR_CALM = range(7, 12)  # RFC 9113 7
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+PRIORITY_UPDATE: Final = 16  # RFC 9218 7.1
+END_STREAM: Final = 1
+ACK: Final = 1
+END_HEADERS: Final = 4
+PADDED: Final = 8
+WITH_PRIORITY: Final = 32
 LARGEST_WINDOW: Final = 2**31 - 1
 _WINDOW: Final = 65_535
 _FRAME: Final = 16_384
@@ -141,7 +148,7 @@ class FramePeer:
         self._buffer = bytearray()
         self._open_block: tuple[HeadersFrame, bytearray] | None = None
         self._acknowledged = 0  # SETTINGS and PING frames of ours
-        self._pongs: list[bytes] = []
+        self.pongs: list[bytes] = []
         self._given: dict[int, int] = {0: _WINDOW}  # what the server may still send
         self._room: dict[int, int] = {0: _WINDOW}  # what we may still send
         self._next_stream = 1
@@ -246,6 +253,13 @@ class FramePeer:
         self.send(SettingsFrame(0, dict(settings)))
         self.until(lambda: self._acknowledged > before, "the ACK of SETTINGS")
 
+    def send_ping(self) -> bytes:
+        """Send a PING; the server's ACK will be in `pongs`."""
+        self._marks += 1
+        mark = b"%08d" % self._marks
+        self.send(PingFrame(0, mark))
+        return mark
+
     def reset(self, stream: int, code: int = CANCEL) -> None:
         self.send(RstStreamFrame(stream, code))
 
@@ -279,9 +293,13 @@ class FramePeer:
 
     def until(self, condition: Callable[[], bool], what: str = "it") -> None:
         """Read until the condition holds; an error when the connection ends or nothing comes for too long."""
+        self.until_ended(condition, what)
+        assert condition(), f"{self.ended} while waiting for {what}; {self._story()}"
+
+    def until_ended(self, condition: Callable[[], bool], what: str = "it") -> None:
+        """Read until the condition holds or the connection has ended."""
         limit = time.monotonic() + PATIENCE
-        while not condition():
-            assert not self.ended, f"{self.ended} while waiting for {what}; {self._story()}"
+        while not self.ended and not condition():
             assert self._more(limit - time.monotonic()), f"waited in vain for {what}; {self._story()}"
 
     def head_of(self, stream: int) -> Stream:
@@ -306,10 +324,8 @@ class FramePeer:
 
     def ping(self) -> None:
         """Wait until the server has dealt with everything that was sent (RFC 9113 6.7)."""
-        self._marks += 1
-        mark = self._marks.to_bytes(8, "big")
-        self.send(PingFrame(0, mark))
-        self.until(lambda: mark in self._pongs, "the ACK of a PING")
+        mark = self.send_ping()
+        self.until(lambda: mark in self.pongs, "the ACK of a PING")
 
     def is_quiet(self, stream: int, seconds: float = 0.1) -> bool:
         """True if nothing comes on `stream` for a while: for what must not happen, if a `ping` can't tell."""
@@ -335,9 +351,7 @@ class FramePeer:
 
     def expect_closed(self) -> None:
         """The server closes the connection."""
-        limit = time.monotonic() + PATIENCE
-        while not self.ended:
-            assert self._more(limit - time.monotonic()), f"it stays open; {self._story()}"
+        self.until_ended(lambda: False, "the end of the connection")
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -401,7 +415,7 @@ class FramePeer:
             case SettingsFrame():
                 self._take_settings(heard)
             case PingFrame() if "ACK" in heard.flags:
-                self._pongs.append(heard.opaque_data)
+                self.pongs.append(heard.opaque_data)
             case PingFrame():
                 self.send(PingFrame(0, heard.opaque_data, flags=["ACK"]))
             case WindowUpdateFrame():
@@ -414,6 +428,8 @@ class FramePeer:
     def _take_settings(self, heard: SettingsFrame) -> None:
         if "ACK" in heard.flags:
             self._acknowledged += 1
+            table = self._ours.get(_SETTINGS.HEADER_TABLE_SIZE, 4096)
+            self._decoder.max_allowed_table_size = table  # hpack insists that the next block obeys (RFC 7541 4.2)
             return
         before = self.server_settings.get(_SETTINGS.INITIAL_WINDOW_SIZE, _WINDOW)
         change = heard.settings.get(_SETTINGS.INITIAL_WINDOW_SIZE, before) - before
