@@ -92,6 +92,11 @@ def _wrong_method(method: bytes, version: bytes) -> ProtocolError:
         return ProtocolError(400, "The request method is not a token.")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         return _wrong_version(version)  # PRI * HTTP/2.0, above all
+    return wrong_method(method)
+
+
+def wrong_method(method: bytes) -> ProtocolError:
+    """The error for a token that is not one of METHODS."""
     if method == b"CONNECT":
         return ProtocolError(405, "This server is a reverse proxy and does not open tunnels for CONNECT.")
     return ProtocolError(501, "The request method is not implemented.")

@@ -1,0 +1,87 @@
+"""Where HTTP/2 frames begin and end in what a peer sends, and how many of them are noise. Pure.
+
+libnghttp2 tells of frames that are complete and mean something. What it does not tell is counted here: frames that
+cost us and ask for nothing, and whether a header block has begun and does not end. Only the nine bytes of each frame's
+header are looked at (RFC 9113 4.1); payloads are stepped over, nothing is copied.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
+
+DATA: Final = 0
+HEADERS: Final = 1
+RST_STREAM: Final = 3
+CONTINUATION: Final = 9
+
+_END_STREAM: Final = 0x1
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_HEADER: Final = 9
+_read_header: Final = Struct(">IB").unpack_from  # length and type in one number, flags
+
+
+class FrameWalk:
+    """Follows one direction of a connection from its first byte on; `skip` bytes come before the first frame.
+
+    `noise`: frames that are neither a request nor content; `resets`: those of them that are RST_STREAM. Whoever looks
+    sets them back to 0. `block`: 0, or the number of the frame whose header, or whose header block, is not complete.
+    """
+
+    __slots__ = ("_begun", "_frames", "_in_block", "_kind", "_partial", "_skip", "block", "noise", "resets")
+
+    def __init__(self, skip: int = len(PREFACE)) -> None:
+        self._skip = skip  # bytes of the current payload that have not come
+        self._partial = b""  # the beginning of a frame header
+        self._frames = 0
+        self._kind = -1  # of the frame under way
+        self._begun = 0  # the frame that began the last header block
+        self._in_block = False  # END_HEADERS has not been seen
+        self.noise = 0
+        self.resets = 0
+        self.block = 0
+
+    def feed(self, data: bytes) -> None:
+        """Follow `data`, which may end anywhere."""
+        if self._partial:
+            data = self._partial + data
+            self._partial = b""
+        position = self._skip
+        end = len(data)
+        while position + _HEADER <= end:
+            word, flags = _read_header(data, position)
+            kind = self._kind = word & 0xFF
+            self._frames += 1
+            if kind == HEADERS:
+                self._begun = self._frames
+                self._in_block = not flags & _END_HEADERS
+            elif kind != DATA:
+                self._note(kind, flags)
+            elif (word < 0x100 or flags & _PADDED) and not flags & _END_STREAM:  # empty, or maybe so
+                self.noise += 1
+            position += _HEADER + (word >> 8)
+        self._stop(data, position, end)
+
+    def _note(self, kind: int, flags: int) -> None:
+        if kind == CONTINUATION:
+            self._in_block = self._in_block and not flags & _END_HEADERS
+            return
+        self.noise += 1
+        if kind == RST_STREAM:
+            self.resets += 1
+
+    def _stop(self, data: bytes, position: int, end: int) -> None:
+        """Keep where the next piece goes on."""
+        if position < end:
+            self._partial = data[position:]
+            self._skip = 0
+            self.block = self._begun if self._in_block else self._frames + 1
+            return
+        self._skip = position - end
+        if self._in_block or (self._skip and (self._kind == HEADERS or self._kind == CONTINUATION)):
+            self.block = self._begun
+        else:
+            self.block = 0
