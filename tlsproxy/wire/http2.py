@@ -47,6 +47,7 @@ __all__ = ["Http2Error", "Limits", "ServerCodec", "ServerEvents", "StreamGone"]
 NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
 INTERNAL_ERROR: Final = 2
+COMPRESSION_ERROR: Final = 9
 ENHANCE_YOUR_CALM: Final = 11
 
 _WINDOW: Final = 65_536  # bytes of a request that may come before its backend takes any
@@ -56,6 +57,12 @@ _FOR_REQUEST: Final = 10  # credit that a request earns when it has been answere
 _FOR_REFUSED: Final = 10  # and that it costs if it was malformed or over a limit
 _FOR_PIECE: Final = 2  # a client may answer each DATA frame with two WINDOW_UPDATE
 _GOAWAY: Final = 7
+_SAID: Final = {  # where libnghttp2 ends the connection without a word
+    INTERNAL_ERROR: "the client reset too many streams",
+    COMPRESSION_ERROR: "a header block is not HPACK",
+    ENHANCE_YOUR_CALM: "the client sent too many frames that ask for nothing",
+}
+_UNSAID: Final = "the client broke a rule of the protocol"
 _write_goaway: Final = Struct(">xHBBIII").pack  # RFC 9113 4.1: length, type, flags, stream
 
 
@@ -93,7 +100,7 @@ def _configuration(header_size: int) -> Configuration:
         auto_window_update=False,
         max_send_header_block_length=256 * 1024,  # more than a backend's head may have
         max_inbound_header_list_size=most,
-        max_inbound_header_count=most // 32,  # RFC 9113 6.5.2: no field is smaller
+        max_inbound_header_count=max(512, header_size // 32),  # no field is smaller (RFC 9113 6.5.2); it costs one byte
         stream_reset_rate_limit=(500, 50),
         glitch_rate_limit=(500, 50),
     )
@@ -186,6 +193,8 @@ class ServerCodec:
             self._events.client_leaves()
         elif isinstance(event, ConnectionClosed):
             self.is_over = True
+            if event.error_code:
+                self.error = event.debug_data.decode("latin-1") or _SAID.get(event.error_code, _UNSAID)
 
     def _request(self, event: RequestReceived) -> None:
         stream = event.stream_id
@@ -195,6 +204,7 @@ class ServerCodec:
             head = self._heads.read(event.headers, ended=event.end_stream)
         except ProtocolError as error:
             self._credit -= _FOR_REFUSED
+            self._resets.add(stream)  # to be answered, but it earns nothing by that
             self._events.request_refused(stream, self._heads.refused_head(event.headers), error)
         else:
             self._events.request_received(stream, head, ended=event.end_stream)
@@ -217,10 +227,10 @@ class ServerCodec:
             self._credit -= _FOR_REFUSED if event.error_code else 0
             return
         self._open.discard(stream)
-        if not event.error_code:
-            self._earn(_FOR_REQUEST)
-        elif stream in self._resets:
+        if stream in self._resets:
             self._resets.discard(stream)
+        elif not event.error_code:
+            self._earn(_FOR_REQUEST)
         else:  # libnghttp2 found it malformed, or against the rules, and resets it
             self._credit -= _FOR_REFUSED
             self._events.stream_reset(stream, event.error_code)
