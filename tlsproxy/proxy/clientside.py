@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
-    from tlsproxy.proxy.tunnel import Tunnel
+    from tlsproxy.proxy.stream import ConnectionInfo
+    from tlsproxy.proxy.tunnel import Tunnel, TunnelClient
     from tlsproxy.wire.fields import Fields
 
 
@@ -19,7 +19,7 @@ class ClientSide(Protocol):
     @property
     def info(self) -> ConnectionInfo: ...
     @property
-    def stream(self) -> ClientStream: ...
+    def stream(self) -> TunnelClient: ...
     def send_interim(self, status: int, reason: bytes, fields: Fields) -> None: ...
     def send_head(self, status: int, reason: bytes, fields: Fields, length: int, *, has_body: bool) -> None:
         """`length` in bytes, -1 if unknown; `has_body` False for HEAD, 204 and 304, whatever the length says."""

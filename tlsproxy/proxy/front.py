@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
 from tlsproxy.proxy.certificates import Certificates
 from tlsproxy.proxy.http1 import Http1Driver
+from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.plain import PlainConnection
 from tlsproxy.proxy.router import Route, Router, Site
@@ -177,7 +178,7 @@ class Front:
     # --- stream.ConnectionOwner ---------------------------------------------------------------------------------------
 
     def make_driver(self, stream: ClientStream) -> Driver:
-        return Http1Driver(stream, self._services)
+        return (Http2Driver if stream.info.alpn == "h2" else Http1Driver)(stream, self._services)
 
     def handshake_failed(self, reason: str, client: str, sni: str) -> None:
         self._failed_handshakes += 1
@@ -213,6 +214,7 @@ class Front:
             keep_alive=limits.keep_alive,
             connect_timeout=limits.connect_timeout,
             tunnel_idle=limits.tunnel_idle,
+            write_idle=limits.write_idle,
             http2_streams=limits.http2_streams,
         )
 

@@ -39,6 +39,7 @@ class Services:
         "router",
         "target_size",
         "tunnel_idle",
+        "write_idle",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class Services:
         keep_alive: float,
         connect_timeout: float,
         tunnel_idle: float,
+        write_idle: float,
         http2_streams: int,
     ) -> None:
         self.loop = loop
@@ -70,6 +72,7 @@ class Services:
         self.keep_alive = keep_alive
         self.connect_timeout = connect_timeout
         self.tunnel_idle = tunnel_idle
+        self.write_idle = write_idle
         self.http2_streams = http2_streams
         self.draining = False
         self.requests = 0

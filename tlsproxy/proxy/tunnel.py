@@ -7,7 +7,7 @@ both sides get a WebSocket close frame with 1001 at their next frame border, and
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tlsproxy.wire.websocket import GOING_AWAY, FrameBorders, close_frame
 
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.exchange import Exchange
     from tlsproxy.proxy.services import Services
-    from tlsproxy.proxy.stream import ClientStream
+
+
+class TunnelClient(Protocol):
+    """Where a tunnel writes for its client: an HTTP/1.1 connection, or an HTTP/2 stream."""
+
+    def write(self, data: bytes) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Tunnel:
@@ -26,7 +34,7 @@ class Tunnel:
         "_leaving", "_over", "_said_to_backend", "_said_to_client", "_stream",
     )  # fmt: skip
 
-    def __init__(self, exchange: Exchange, stream: ClientStream, backend: BackendStream, services: Services) -> None:
+    def __init__(self, exchange: Exchange, stream: TunnelClient, backend: BackendStream, services: Services) -> None:
         self._exchange = exchange
         self._stream = stream
         self._backend = backend

@@ -1,0 +1,399 @@
+"""One HTTP/2 stream: a request of the client and what is sent for it. The `ClientSide` of its exchange.
+
+Knows its own queue, window and deadlines; of the connection only the driver it was made by. After an upgrade
+(RFC 8441) it is what the tunnel writes to.
+
+Rule kept: a piece of the request is acknowledged, and so replaced in the client's window, when its backend has taken
+it; a piece of the answer is asked for when the client has taken enough of what came before it.
+
+Mutable state: `_exchange` or `_tunnel` (who the stream belongs to), `_early` (pieces that came before either), and
+`_ended` (their end came with them), `body_pending` (more of the request is to come), `_held` (bytes not acknowledged),
+`_paused`, `_is_full`, `_written`, and for the deadlines `_body_since`, `_taken`, `_taken_at`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.wire.http2 import StreamGone
+from tlsproxy.wire.http2_heads import is_right_accept
+from tlsproxy.wire.messages import ProtocolError
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.http2 import Http2Driver
+    from tlsproxy.proxy.stream import ConnectionInfo
+    from tlsproxy.proxy.tunnel import Tunnel
+    from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.messages import RequestHead
+
+logger = logging.getLogger(__name__)
+
+_HIGH: Final = 64 * 1024  # bytes of its answer that a stream may have queued
+_LOW: Final = 16 * 1024
+_GROWS_AFTER: Final = 48 * 1024  # bytes of a request that flowed
+_GROWN: Final = 1024 * 1024  # its window from then on: 64 KiB a round trip is little on a long way
+_MOST_GROWN: Final = 4  # streams of a connection at a time: each may come to hold as much
+_NO_ERROR: Final = 0
+_INTERNAL_ERROR: Final = 2
+_CANCEL: Final = 8
+
+
+class Http2Stream:
+    """See the module's text."""
+
+    __slots__ = (
+        "_body_since", "_driver", "_early", "_ended", "_exchange", "_has_answered", "_has_grown", "_head", "_held",
+        "_is_full", "_number", "_paused", "_received", "_taken", "_taken_at", "_trailers", "_tunnel", "_written",
+        "body_pending",
+    )  # fmt: skip
+
+    def __init__(self, driver: Http2Driver, number: int, head: RequestHead, *, ended: bool) -> None:
+        self._driver = driver
+        self._number = number
+        self._head = head
+        self._exchange: Exchange | None = None
+        self._tunnel: Tunnel | None = None
+        self._early: list[bytes] | None = []
+        self._ended = False
+        self._trailers: Fields = []
+        self.body_pending = not ended
+        self._received = 0
+        self._held = 0
+        self._paused = False
+        self._has_grown = False
+        self._has_answered = False  # its last frame is queued
+        self._is_full = False
+        self._written = 0
+        self._taken = 0
+        self._taken_at = 0.0
+        self._body_since = 0.0  # 0: nothing is waited for
+
+    def __repr__(self) -> str:
+        return f"<Http2Stream {self._number} {self._tunnel or self._exchange}>"
+
+    @property
+    def info(self) -> ConnectionInfo:
+        return self._driver.stream.info
+
+    @property
+    def stream(self) -> Http2Stream:
+        """What a tunnel writes to."""
+        return self
+
+    # --- for the driver -----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the exchange, with what has come of the body meanwhile."""
+        head, driver = self._head, self._driver
+        exchange = self._exchange = Exchange(self, driver.services, head, driver.stream.info)
+        early = self._early
+        if not head.upgrade:
+            self._early = None  # else what comes before the answer is the tunnel's
+        try:
+            exchange.start(driver.peer)
+            if early is self._early or self._exchange is not exchange:
+                return
+            if self.body_pending and not head.expect_continue:
+                # A client that waits for a 100 is not slow: the backend is (RFC 9110 10.1.1).
+                self._body_since = time.monotonic()
+            if early or self._ended:
+                self._pass_early(early or [])
+        except Exception:  # noqa: BLE001  # security rule 9: a fault of ours ends this request, no other
+            self.crashed()
+
+    def refuse(self, error: ProtocolError) -> None:
+        """Answer a head that can't be taken."""
+        self._early = None
+        exchange = self._exchange = Exchange(self, self._driver.services, self._head, self._driver.stream.info)
+        exchange.error = error.note
+        exchange.refuse(error.status, error.reason)
+
+    def data_received(self, data: bytes, *, ended: bool) -> None:
+        """A piece of the request's body, or of the tunnel."""
+        self._held += len(data)
+        self._received += len(data)
+        try:
+            if data:
+                self._take(data)
+            if ended:
+                self.body_ended([])
+        except Exception:  # noqa: BLE001
+            self.crashed()
+
+    def body_ended(self, trailers: Fields) -> None:
+        self.body_pending = False
+        self._body_since = 0.0
+        if self._tunnel is not None:
+            self._tunnel.client_closed()
+        elif self._early is not None:
+            self._ended, self._trailers = True, trailers
+        elif self._exchange is not None:
+            self._exchange.request_end(trailers)
+
+    def closed(self) -> None:
+        """Nothing more can be sent or will come: whoever is not done with the client learns that it left."""
+        tunnel, exchange = self._tunnel, self._exchange
+        self._acknowledge()
+        self._shrink()
+        self._early = None
+        self._tunnel = self._exchange = None
+        if tunnel is not None:
+            tunnel.client_closed()
+        elif exchange is not None:
+            exchange.client_gone()
+
+    def check_deadline(self, now: float) -> None:
+        """Enforce the limits of what is being waited for. `now` is monotonic."""
+        if self._tunnel is not None:
+            self._tunnel.check_deadline(now)
+        elif self._exchange is not None:
+            self._exchange.check_deadline(now)
+        services = self._driver.services
+        if self._body_since and not self._paused and now - self._body_since > services.body_idle:
+            self._body_timed_out()
+        if self._written and self._is_stalled(now, services.write_idle):
+            self._give_up()
+
+    def drain(self) -> None:
+        """The worker leaves: what is in flight may end; a tunnel is told."""
+        if self._tunnel is not None:
+            self._tunnel.drain()
+
+    def hold(self) -> None:
+        """Ask the backend for no more."""
+        if self._tunnel is not None:
+            self._tunnel.client_full()
+        elif self._exchange is not None:
+            self._exchange.client_full()
+
+    def let_go(self) -> None:
+        """Ask the backend for more, if there is room."""
+        if not self.has_room():
+            self._driver.hold_back(self)
+            return
+        self._is_full = False
+        if self._tunnel is not None:
+            self._tunnel.client_ready()
+        elif self._exchange is not None:
+            self._exchange.client_ready()
+
+    def has_room(self) -> bool:
+        return self._driver.codec.queued(self._number) <= _LOW
+
+    def is_sent(self) -> bool:
+        """Whether the answer has left the codec."""
+        return self._driver.codec.queued(self._number) == 0
+
+    def stop_request(self) -> None:
+        """The answer is out, the request is not complete: the rest of it is not wanted (RFC 9113 8.1)."""
+        if self.body_pending:
+            self._reset(_NO_ERROR)
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.client_data(data)
+        elif self._early is not None:
+            self._early.append(data)
+            return  # stays unacknowledged: no more than a window can wait here
+        elif self._exchange is not None:
+            if self._body_since:
+                self._body_since = time.monotonic()
+            self._exchange.request_data(data)
+        if not self._paused:
+            self._acknowledge()
+            if self._received > _GROWS_AFTER and not self._has_grown:
+                self._grow()
+
+    def _pass_early(self, early: list[bytes]) -> None:
+        for piece in early:
+            self._take(piece)
+        if self._ended:
+            self.body_ended(self._trailers)
+
+    def _acknowledge(self) -> None:
+        if self._held:
+            held, self._held = self._held, 0
+            self._driver.codec.acknowledge(self._number, held)
+            self._driver.schedule()
+
+    def _grow(self) -> None:
+        if self._driver.grown < _MOST_GROWN and self.body_pending:
+            self._has_grown = True
+            self._driver.grown += 1
+            self._driver.codec.grow_window(self._number, _GROWN)
+
+    def _shrink(self) -> None:
+        if self._has_grown:
+            self._has_grown = False
+            self._driver.grown -= 1
+
+    def _body_timed_out(self) -> None:
+        self._body_since = 0.0
+        if self._exchange is not None:
+            self._exchange.request_failed(
+                ProtocolError(408, "The request body did not arrive in time.", "limits.body_idle exceeded")
+            )
+
+    # --- exchange.ClientSide ------------------------------------------------------------------------------------------
+
+    def send_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+        if status == 100 and self.body_pending:
+            self._body_since = time.monotonic()
+        try:
+            self._driver.codec.inform(self._number, status, fields)
+        except StreamGone:
+            return
+        self._driver.schedule()
+
+    def accept_upgrade(self, fields: Fields) -> str:
+        """Tell the client 200 (RFC 8441 5). The backend's proof that it understood was for us, who sent the key."""
+        accepts = [value for name, value in fields if name.lower() == b"sec-websocket-accept"]
+        if len(accepts) != 1 or not is_right_accept(self._key(), accepts[0]):
+            return "its Sec-WebSocket-Accept is not the one of the key it was sent (RFC 6455 4.1)"
+        rest = [field for field in fields if field[0].lower() != b"sec-websocket-accept"]
+        with contextlib.suppress(StreamGone):  # `closed` tells the tunnel
+            self._driver.codec.respond(self._number, 200, rest, ended=False)
+        self._driver.schedule()
+        return ""
+
+    def _key(self) -> bytes:
+        return next((value for name, value in self._head.fields if name.lower() == b"sec-websocket-key"), b"")
+
+    def send_head(self, status: int, reason: bytes, fields: Fields, length: int, *, has_body: bool) -> None:
+        if length >= 0 and status != 204:  # RFC 9110 8.6
+            fields = [*fields, (b"content-length", b"%d" % length)]
+        self._has_answered = not has_body or length == 0
+        try:
+            self._driver.codec.respond(self._number, status, fields, ended=self._has_answered)
+        except StreamGone:
+            self._has_answered = True
+
+    def send_data(self, data: bytes) -> None:
+        if self._has_answered:
+            return
+        driver = self._driver
+        try:
+            driver.codec.send_data(self._number, data)
+        except StreamGone:
+            self._has_answered = True
+            return
+        self._written += len(data)
+        if self._written > _HIGH:
+            self._look_at_queue()
+
+    def send_end(self, trailers: Fields) -> None:
+        if self._has_answered:
+            return
+        self._has_answered = True
+        try:
+            if trailers:
+                self._driver.codec.send_trailers(self._number, trailers)
+            else:
+                self._driver.codec.end(self._number)
+        except StreamGone:
+            return
+
+    def flush(self) -> None:
+        self._driver.schedule()
+
+    def pause_request(self) -> None:
+        self._paused = True
+
+    def resume_request(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._body_since:
+                self._body_since = time.monotonic()
+            self._acknowledge()
+
+    def exchange_done(self, *, request_complete: bool) -> None:
+        self._exchange = None
+        self._early = None
+        self._paused = False
+        self._body_since = 0.0
+        self._acknowledge()
+        if self.body_pending:
+            self._driver.finish(self)
+        else:
+            self._driver.schedule()
+
+    def exchange_cut(self) -> None:
+        """Half an answer must not look like a whole one (security rule 8)."""
+        self._has_answered = True
+        self._reset(_INTERNAL_ERROR)
+
+    def crashed(self) -> None:
+        logger.exception("exchange.crashed", extra={"client": self.info.client})
+        if self._exchange is not None:
+            self._exchange.crashed()
+        else:
+            self._reset(_INTERNAL_ERROR)
+
+    def start_tunnel(self, tunnel: Tunnel) -> bytes:
+        early, self._early = self._early or [], None
+        self._tunnel = tunnel
+        self._exchange = None
+        self.resume_request()
+        self._acknowledge()
+        if self._ended:
+            self._driver.services.loop.call_soon(tunnel.client_closed)
+        return b"".join(early)
+
+    # --- what a tunnel writes to --------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        self.send_data(data)
+        self._driver.schedule()
+
+    def pause_reading(self) -> None:
+        self.pause_request()
+
+    def resume_reading(self) -> None:
+        self.resume_request()
+
+    def close(self) -> None:
+        """The tunnel is over: END_STREAM for the client's FIN (RFC 8441 5)."""
+        self._tunnel = None
+        self.send_end([])
+        if self.body_pending:
+            self._driver.finish(self)
+        else:
+            self._driver.schedule()
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    def _look_at_queue(self) -> None:
+        driver = self._driver
+        if not self._is_full and driver.codec.queued(self._number) > _HIGH:
+            self._is_full = True
+            driver.hold_back(self)
+            self.hold()
+        driver.look_at_budget()
+
+    def _is_stalled(self, now: float, patience: float) -> bool:
+        """Whether the client took nothing of what is queued for so long."""
+        queued = self._driver.codec.queued(self._number)
+        taken = self._written - queued
+        if not queued or taken != self._taken or not self._taken_at:
+            self._taken, self._taken_at = taken, now
+            return False
+        return now - self._taken_at > patience
+
+    def _give_up(self) -> None:
+        exchange = self._exchange
+        if exchange is not None:
+            exchange.error = exchange.error or "the client took nothing for limits.write_idle"
+        self._reset(_CANCEL)
+
+    def _reset(self, code: int) -> None:
+        try:
+            self._driver.codec.reset(self._number, code)
+        except StreamGone:
+            return
+        self._driver.schedule()
