@@ -37,7 +37,7 @@ class Listen(Section):
     proxy_protocol: fields.ProxyProtocol = Field(
         default=(), description="Networks that must speak the PROXY protocol; true is all."
     )
-    http2: bool = Field(default=False, description="Offer HTTP/2 to clients; without it HTTP/1.1 only.")
+    http2: bool = Field(default=True, description="Offer HTTP/2 to clients; without it HTTP/1.1 only.")
 
 
 class Server(Section):
