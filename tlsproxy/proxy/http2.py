@@ -46,9 +46,9 @@ class Http2Driver:
     """See the module's text. A `stream.Driver` to the connection, `http2.ServerEvents` to the codec."""
 
     __slots__ = (
-        "_block", "_crowded", "_finishing", "_full", "_head_since", "_held_back", "_leaving_since", "_over",
-        "_quiet_since", "_received", "_scheduled", "_streams", "_ticked", "_told", "_waiting", "codec", "grown", "peer",
-        "services", "stream",
+        "_block", "_client_leaves", "_crowded", "_finishing", "_full", "_head_since", "_held_back", "_leaving_since",
+        "_over", "_quiet_since", "_received", "_scheduled", "_streams", "_ticked", "_told", "_waiting", "codec",
+        "grown", "peer", "services", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: ClientStream, services: Services) -> None:
@@ -64,6 +64,7 @@ class Http2Driver:
         self._full = False
         self._scheduled = False
         self._over = False
+        self._client_leaves = False
         self._told = False  # the second GOAWAY of a shutdown is out
         self.grown = 0  # streams whose window was made larger
         self._received = 0
@@ -171,7 +172,10 @@ class Http2Driver:
             each.body_ended(trailers)
 
     def stream_reset(self, stream: int, code: int) -> None:
-        """`stream_closed` does all."""
+        """Remember why; `stream_closed` follows."""
+        each = self._streams.get(stream)
+        if each is not None:
+            each.reset_by_client(code)
 
     def stream_closed(self, stream: int) -> None:
         each = self._streams.pop(stream, None)
@@ -183,7 +187,7 @@ class Http2Driver:
         each.closed()
         if not self._streams:
             self._quiet_since = time.monotonic()
-            if self._told:
+            if self._told or self._client_leaves:
                 self.schedule()
 
     def window_opened(self, stream: int) -> None:
@@ -191,9 +195,7 @@ class Http2Driver:
 
     def client_leaves(self) -> None:
         """It begins no more streams; those it has begun end normally."""
-        if not self._leaving_since:
-            self._leaving_since = time.monotonic()
-            self._told = True
+        self._client_leaves = True
 
     # --- for Http2Stream ----------------------------------------------------------------------------------------------
 
@@ -227,10 +229,11 @@ class Http2Driver:
         self._flush()
 
     def _flush(self) -> None:
-        if self._over or self._full:
+        if self._over:
             return
         try:
             is_all = self._send()
+            self.look_at_budget()
             if is_all and self._finishing:
                 self._stop_requests()
             if self._held_back or self._crowded:
@@ -239,7 +242,7 @@ class Http2Driver:
             self._fail(error)
         except Exception:  # noqa: BLE001
             self._crash()
-        if self.codec.is_over or (self._told and not self._streams):
+        if self.codec.is_over or ((self._told or self._client_leaves) and not self._streams):
             self._close()
 
     def _send(self) -> bool:

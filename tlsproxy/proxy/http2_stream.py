@@ -34,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 _HIGH: Final = 64 * 1024  # bytes of its answer that a stream may have queued
 _LOW: Final = 16 * 1024
+_MUCH: Final = 16 * 1024  # bytes in a piece that are worth a look at what is queued
 _GROWS_AFTER: Final = 48 * 1024  # bytes of a request that flowed
 _GROWN: Final = 1024 * 1024  # its window from then on: 64 KiB a round trip is little on a long way
 _MOST_GROWN: Final = 4  # streams of a connection at a time: each may come to hold as much
+_REASONS: Final = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 3: "FLOW_CONTROL_ERROR", 5: "STREAM_CLOSED", 8: "CANCEL"}
 _NO_ERROR: Final = 0
 _INTERNAL_ERROR: Final = 2
 _CANCEL: Final = 8
@@ -134,6 +136,11 @@ class Http2Stream:
         elif self._exchange is not None:
             self._exchange.request_end(trailers)
 
+    def reset_by_client(self, code: int) -> None:
+        """Say in the log how it ended. A request against the protocol is reset by the codec."""
+        if self._exchange is not None and not self._exchange.error:
+            self._exchange.error = f"the client reset the stream ({_REASONS.get(code, code)})"
+
     def closed(self) -> None:
         """Nothing more can be sent or will come: whoever is not done with the client learns that it left."""
         tunnel, exchange = self._tunnel, self._exchange
@@ -155,7 +162,7 @@ class Http2Stream:
         services = self._driver.services
         if self._body_since and not self._paused and now - self._body_since > services.body_idle:
             self._body_timed_out()
-        if self._written and self._is_stalled(now, services.write_idle):
+        if self._is_stalled(now, services.write_idle):
             self._give_up()
 
     def drain(self) -> None:
@@ -185,8 +192,9 @@ class Http2Stream:
         return self._driver.codec.queued(self._number) <= _LOW
 
     def is_sent(self) -> bool:
-        """Whether the answer has left the codec."""
-        return self._driver.codec.queued(self._number) == 0
+        """Whether the answer has left the codec, its end too: that waits for a window as its bytes do."""
+        codec = self._driver.codec
+        return codec.queued(self._number) == 0 and codec.has_window(self._number)
 
     def stop_request(self) -> None:
         """The answer is out, the request is not complete: the rest of it is not wanted (RFC 9113 8.1)."""
@@ -283,8 +291,9 @@ class Http2Stream:
         except StreamGone:
             self._has_answered = True
             return
-        self._written += len(data)
-        if self._written > _HIGH:
+        size = len(data)
+        self._written += size
+        if self._written > _HIGH or size > _MUCH:
             self._look_at_queue()
 
     def send_end(self, trailers: Fields) -> None:
@@ -377,10 +386,11 @@ class Http2Stream:
         driver.look_at_budget()
 
     def _is_stalled(self, now: float, patience: float) -> bool:
-        """Whether the client took nothing of what is queued for so long."""
+        """Whether the client took nothing of what is queued, or of the end of it, for so long."""
         queued = self._driver.codec.queued(self._number)
         taken = self._written - queued
-        if not queued or taken != self._taken or not self._taken_at:
+        is_waiting = queued or (self._exchange is None and self._tunnel is None and self._early is None)
+        if not is_waiting or taken != self._taken or not self._taken_at:
             self._taken, self._taken_at = taken, now
             return False
         return now - self._taken_at > patience

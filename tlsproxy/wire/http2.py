@@ -313,6 +313,14 @@ class ServerCodec:
         """Bytes of bodies that `send` has not taken; 0 = of all streams."""
         return self._connection.queued_body_size(stream or None)
 
+    def has_window(self, stream: int) -> bool:
+        """Whether the client would take a byte on this stream."""
+        connection = self._connection
+        try:
+            return connection.remote_window_size > 0 and connection.stream_remote_window_size(stream) > 0
+        except NGH2Error:
+            return False
+
     # --- endings ------------------------------------------------------------------------------------------------------
 
     def announce_shutdown(self) -> None:
