@@ -19,13 +19,13 @@ class Curl:
     def __init__(self, proxy: Proxy, version: Literal["1.1", "2"]) -> None:
         self._proxy = proxy
         trust = str(proxy.folder / "ca.pem")
-        self._command = ["curl", f"--http{version}", "-sS", "--noproxy", "*", "--cacert", trust, "-4"]
+        self.common = [f"--http{version}", "-sS", "--noproxy", "*", "--cacert", trust, "-4"]
 
     def url(self, path: str, host: str = "localhost") -> str:
         return f"https://{host}:{self._proxy.port}{path}"
 
     def run(self, *arguments: str, sent: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        command = [*self._command, *arguments]
+        command = ["curl", *self.common, *arguments]
         done = subprocess.run(command, input=sent, capture_output=True, timeout=PATIENCE, check=False)
         assert done.returncode == code, done.stderr.decode()
         return done
