@@ -212,7 +212,7 @@ def test_a_mark_nobody_fills_is_an_error(place: Place) -> None:
 def test_our_configuration_is_what_the_row_says(place: Place) -> None:
     config = tomllib.loads(render("tlsproxy.toml", place))
     assert config["server"]["workers"] == 2
-    assert config["listen"] == {"https": ["127.0.0.1:8443"], "http": []}
+    assert config["listen"] == {"https": ["127.0.0.1:8443"], "http": [], "http2": True}
     assert config["log"]["access"] == str(place.log)
     assert config["sites"][0]["backends"] == ["http://127.0.0.1:8000"]
 

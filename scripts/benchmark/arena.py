@@ -28,7 +28,7 @@ from scripts.benchmark.processes import Processes
 START_PATIENCE = 20.0
 LARGE, BULK = 64 << 10, 100 << 20
 SMALL_BODY = '{"id":471100,"status":"shipped","items":[' + ",".join(["17"] * 58) + "]}"
-LENGTHS = {"/small": len(SMALL_BODY), "/varied": len(SMALL_BODY), "/large": LARGE, "/bulk": BULK}
+LENGTHS = {path: len(SMALL_BODY) for path in ("/small", "/varied", "/upload")} | {"/large": LARGE, "/bulk": BULK}
 
 
 class MeasurementError(Exception):
@@ -117,7 +117,7 @@ class Arena:
             output=place.log if peer.name == "haproxy" else place.folder / "output.log",
         )
         load_cores = self.cores.pair_load if spread else self.cores.load
-        generators = Generators(self.processes, load_cores, place.port)
+        generators = Generators(self.processes, load_cores, place.port, place.folder)
         try:
             yield Contest(peer, process.pid, cores, place, generators, wait_for_answer(process, peer, place))
         finally:

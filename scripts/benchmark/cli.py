@@ -18,7 +18,11 @@ from scripts.benchmark.peers import PEERS, Peer
 from scripts.benchmark.profiling import LOADS, profile
 from scripts.benchmark.rows import ROWS, Effort, Row
 
-TOOLS = {"wrk": "apt-get install wrk", "taskset": "apt-get install util-linux"}
+TOOLS = {
+    "wrk": "apt-get install wrk",
+    "h2load": "apt-get install nghttp2-client",
+    "taskset": "apt-get install util-linux",
+}
 PLAIN_WIDTH = 160  # of a table that is not printed on a terminal
 
 

@@ -14,13 +14,18 @@ from scripts.benchmark import measure
 from scripts.benchmark.arena import Arena, Contest, MeasurementError
 from scripts.benchmark.load import Load
 from scripts.benchmark.peers import PEERS, VENV
-from scripts.benchmark.rows import connect, downloads, saturate
+from scripts.benchmark.rows import STREAMS, UPLOAD, connect, downloads, multiplex, saturate, vary
 
 RATE = 200  # a second; each sample halts the worker, at 500 it served half as much
 LOADS: dict[str, Callable[[Contest, float], Load]] = {
     "http1-small": lambda contest, seconds: saturate(contest, "/small", seconds),
     "http1-varied": lambda contest, seconds: saturate(contest, "/varied", seconds, varied=True),
     "http1-64k": lambda contest, seconds: saturate(contest, "/large", seconds),
+    "http2-small": lambda contest, seconds: multiplex(contest, "/small", STREAMS, seconds),
+    "http2-varied": vary,
+    "http2-64k": lambda contest, seconds: multiplex(contest, "/large", STREAMS, seconds),
+    "http2-upload": lambda contest, seconds: multiplex(contest, "/upload", STREAMS, seconds, upload=UPLOAD),
+    "http2-100x50": lambda contest, seconds: multiplex(contest, "/small", 100, seconds),
     "tls-connection": lambda contest, seconds: connect(contest, seconds, resume=False),
     "tls-resumed": lambda contest, seconds: connect(contest, seconds, resume=True),
     "bulk": downloads,

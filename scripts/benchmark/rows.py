@@ -5,6 +5,7 @@ started fresh for every run and warmed up with the same work, so no run inherits
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 
@@ -14,7 +15,10 @@ from scripts.benchmark.load import Load
 from scripts.benchmark.peers import PEERS, Peer
 
 WARM_UP = 1.0
+WARM_UP_REQUESTS = 10_000  # over HTTP/2, where the slowest have hardly begun with 5000 open requests after a second
 CONNECTIONS = 50
+STREAMS = 10  # open at once on each HTTP/2 connection
+UPLOAD = bytes(range(256)) * 256
 IDLE_CONNECTIONS = 800
 CUT_OFF = 100  # answers the end of a run may cut in the middle: no more than there are connections
 CLIENTS = 6
@@ -81,6 +85,33 @@ def keep_alive(path: str, *, varied: bool = False) -> Callable[[Effort, Peer], S
     return run
 
 
+def multiplexed(path: str, *, streams: int = STREAMS, upload: bytes = b"") -> Callable[[Effort, Peer], Sample]:
+    """CPU per request over HTTP/2 connections with many streams; with `upload` each request has this body.
+
+    The measured run is a number of requests that takes about as long as a run should: every answer is complete then,
+    and the bytes of all bodies must be right to the last one.
+    """
+
+    def run(effort: Effort, peer: Peer) -> Sample:
+        with effort.arena.running(peer) as contest:
+            at_once = CONNECTIONS * streams
+            warm = multiplex(contest, path, streams, effort.seconds, WARM_UP_REQUESTS, upload=upload)
+            count = max(1, round(warm.rate * effort.seconds / at_once)) * at_once
+            usage = timed(contest, lambda: multiplex(contest, path, streams, effort.seconds, count, upload=upload))
+            if usage.load.bytes != count * LENGTHS[path]:
+                raise MeasurementError(f"bodies of {usage.load.bytes} bytes together, not {count} × {LENGTHS[path]}")
+            return per_request(contest, usage)
+
+    return run
+
+
+def varied_streams(effort: Effort, peer: Peer) -> Sample:
+    """CPU per request over HTTP/2 when every request's head is another."""
+    with effort.arena.running(peer) as contest:
+        vary(contest, WARM_UP)
+        return per_request(contest, timed(contest, lambda: vary(contest, effort.seconds)))
+
+
 def new_connections(effort: Effort, peer: Peer) -> Sample:
     """CPU per connection with a full TLS 1.3 handshake and one request."""
     with effort.arena.running(peer) as contest:
@@ -117,16 +148,20 @@ def bulk(effort: Effort, peer: Peer) -> Sample:
         return Sample(usage.cpu / (usage.load.bytes / GIBI), details)
 
 
-def memory_per_connection(effort: Effort, peer: Peer) -> Sample:
-    """Resident memory each idle keep-alive connection adds after serving three requests."""
-    with effort.arena.running(peer) as contest:
-        with contest.load.hold("/small", length=LENGTHS["/small"], count=20):
-            pass
-        before = measure.rss_bytes(contest.pid)
-        with contest.load.hold("/small", length=LENGTHS["/small"], count=IDLE_CONNECTIONS):
-            sleep(0.5)  # what the proxy frees by itself after a burst is its merit
-            held = measure.rss_bytes(contest.pid)
-        return Sample((held - before) / 1024 / IDLE_CONNECTIONS, {"rss_mib": held / MEBI})
+def memory_per_connection(*, http2: bool = False) -> Callable[[Effort, Peer], Sample]:
+    """Resident memory each idle connection adds after serving three requests."""
+
+    def run(effort: Effort, peer: Peer) -> Sample:
+        with effort.arena.running(peer) as contest:
+            with hold(contest, 20, http2=http2):
+                pass
+            before = measure.rss_bytes(contest.pid)
+            with hold(contest, IDLE_CONNECTIONS, http2=http2):
+                sleep(0.5)  # what the proxy frees by itself after a burst is its merit
+                held = measure.rss_bytes(contest.pid)
+            return Sample((held - before) / 1024 / IDLE_CONNECTIONS, {"rss_mib": held / MEBI})
+
+    return run
 
 
 def two_workers(effort: Effort, peer: Peer) -> Sample:
@@ -212,6 +247,28 @@ def checked(contest: Contest, path: str, load: Load) -> Load:
     return load
 
 
+def multiplex(
+    contest: Contest, path: str, streams: int, seconds: float, requests: int = 0, *, upload: bytes = b""
+) -> Load:
+    """Run h2load; a load with a problem is no warm-up either."""
+    size = {"connections": CONNECTIONS, "streams": streams, "requests": requests}
+    load = contest.load.multiplex(path, **size, seconds=seconds, upload=upload)
+    if load.problem:
+        raise MeasurementError(load.problem)
+    return load
+
+
+def vary(contest: Contest, seconds: float) -> Load:
+    """Run the client whose heads never repeat."""
+    size = {"connections": CONNECTIONS, "streams": STREAMS}
+    return contest.load.vary("/varied", length=LENGTHS["/varied"], **size, seconds=seconds)
+
+
+def hold(contest: Contest, count: int, *, http2: bool) -> AbstractContextManager[None]:
+    """Keep connections idle that have served requests."""
+    return contest.load.hold("/small", length=LENGTHS["/small"], count=count, http2=http2)
+
+
 def connect(contest: Contest, seconds: float, *, resume: bool) -> Load:
     """Run the connecting clients."""
     return contest.load.connect("/small", length=LENGTHS["/small"], clients=CLIENTS, seconds=seconds, resume=resume)
@@ -242,6 +299,7 @@ def cpu_by_worker(contest: Contest) -> dict[int, float]:
 
 
 SMALL_NOTE = f"{CONNECTIONS} keep-alive connections, 9 request fields, wrk at saturation."
+STREAMS_NOTE = f"{CONNECTIONS} connections, {STREAMS} streams each, 9 request fields, h2load at saturation."
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -255,6 +313,20 @@ ROWS: dict[str, Row] = {
             "the proxy's CPU with http1-small, not requests/s and latencies."),
         Row("http1-64k", "HTTP/1.1 keep-alive, 64 KiB answer", "CPU µs/request", Budget(nginx=1.25),
             keep_alive("/large"), note=SMALL_NOTE),
+        Row("http2-small", "HTTP/2, 10 streams a connection, 216 B JSON", "CPU µs/request",
+            Budget(nginx=1.5, caddy=0.3), multiplexed("/small"), note=STREAMS_NOTE),
+        Row("http2-varied", "The same, but no head repeats", "CPU µs/request", Budget(nginx=1.5, caddy=0.3),
+            varied_streams,
+            note=f"{CONNECTIONS} connections, {STREAMS} streams each; what varies is the same as in http1-varied. The "
+            "generator is written in Python: compare the proxy's CPU, not requests/s and latencies."),
+        Row("http2-64k", "HTTP/2, 64 KiB answer", "CPU µs/request", Budget(nginx=1.25), multiplexed("/large"),
+            note=STREAMS_NOTE),
+        Row("http2-upload", "HTTP/2 uploads of 64 KiB", "CPU µs/request", Budget(nginx=1.25),
+            multiplexed("/upload", upload=UPLOAD),
+            note=f"POST, answered when the application has read the whole body. {STREAMS_NOTE}"),
+        Row("http2-100x50", "HTTP/2, 100 streams on each of 50 connections", "CPU µs/request", Budget(nginx=1.5),
+            multiplexed("/small", streams=100),
+            note="Small requests, 5000 of them open at once, h2load at saturation."),
         Row("tls-connection", "New TLS 1.3 connection and one request, full handshake", "CPU µs/connection",
             Budget(nginx=1.4), new_connections, digits=0,
             note=f"{CLIENTS} clients, P-256 and X25519, Connection: close."),
@@ -263,8 +335,12 @@ ROWS: dict[str, Row] = {
             note=f"{CLIENTS} clients, each offers the newest ticket it has; 2 workers on the proxy's one core."),
         Row("bulk", "100 MiB downloads", "CPU s/GiB", Budget(nginx=1.2), bulk, digits=2,
             note="4 connections. Growth is the highest resident memory seen less that before the first download."),
-        Row("rss", "Memory per open connection", "RSS KiB/connection", Budget(nginx=1.3), memory_per_connection,
+        Row("rss", "Memory per open connection", "RSS KiB/connection", Budget(nginx=1.3),
+            memory_per_connection(),
             note=f"{IDLE_CONNECTIONS} idle keep-alive TLS connections that have served 3 requests each."),
+        Row("rss-http2", "Memory per open HTTP/2 connection", "RSS KiB/connection", Budget(nginx=1.3),
+            memory_per_connection(http2=True),
+            note=f"{IDLE_CONNECTIONS} idle HTTP/2 connections that have served 3 requests each."),
         Row("workers-2", "2 workers on 2 cores against 1 on 1", "× throughput", Budget(at_least={"": 1.8}),
             two_workers, digits=2,
             note="100 connections. Where the generators share the two cores with the proxy, measured throughput can't "
