@@ -7,15 +7,15 @@ where an answer is possible and a GOAWAY where it is not. Drivers know this inte
 Rules kept: what was reset before it was read begins nothing; a head over the limits is answered on its stream; behind
 an Http2Error the codec is dead.
 
-Mutable state: `_open` (streams announced, not closed), `_resets` (those of them whose reset is known), `_last_stream`,
-`_credit`, `_is_cut` (what was sent last may end inside a frame), `is_over`, `error`.
+Mutable state: `_open` (streams announced, not closed), `_resets` (those of them that earn nothing: reset, or refused),
+`_last_stream`, `_credit`, `_heads_read` (of those that the walk has seen), `_lost` (bytes of the window), `_is_cut`
+(what was sent last may end inside a frame), `_is_leaving` (we), `_is_left` (the client), `is_over`, `error`.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
 from ngh2 import (
     Configuration,
@@ -37,18 +37,22 @@ from ngh2 import (
 )
 
 from tlsproxy.wire.fields import Fields
+from tlsproxy.wire.http2_base import (
+    COMPRESSION_ERROR,
+    ENHANCE_YOUR_CALM,
+    INTERNAL_ERROR,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    Http2Error,
+    ServerEvents,
+    StreamGone,
+    goaway,
+)
 from tlsproxy.wire.http2_frames import FrameWalk
 from tlsproxy.wire.http2_heads import HeadReader, Limits, answer_fields, lower_fields
-from tlsproxy.wire.messages import ProtocolError, RequestHead
+from tlsproxy.wire.messages import ProtocolError
 
 __all__ = ["Http2Error", "Limits", "ServerCodec", "ServerEvents", "StreamGone"]
-
-# RFC 9113 7
-NO_ERROR: Final = 0
-PROTOCOL_ERROR: Final = 1
-INTERNAL_ERROR: Final = 2
-COMPRESSION_ERROR: Final = 9
-ENHANCE_YOUR_CALM: Final = 11
 
 _WINDOW: Final = 65_536  # bytes of a request that may come before its backend takes any
 _GROWTH: Final = 4 * 1024 * 1024  # what the connection's window has for streams that were given a larger one
@@ -56,41 +60,12 @@ _CREDIT: Final = 1000
 _FOR_REQUEST: Final = 10  # credit that a request earns when it has been answered
 _FOR_REFUSED: Final = 10  # and that it costs if it was malformed or over a limit
 _FOR_PIECE: Final = 2  # a client may answer each DATA frame with two WINDOW_UPDATE
-_GOAWAY: Final = 7
 _SAID: Final = {  # where libnghttp2 ends the connection without a word
     INTERNAL_ERROR: "the client reset too many streams",
     COMPRESSION_ERROR: "a header block is not HPACK",
     ENHANCE_YOUR_CALM: "the client sent too many frames that ask for nothing",
 }
 _UNSAID: Final = "the client broke a rule of the protocol"
-_write_goaway: Final = Struct(">xHBBIII").pack  # RFC 9113 4.1: length, type, flags, stream
-
-
-class Http2Error(Exception):
-    """The connection is over: write `farewell`, then close. `code` is one of RFC 9113 7, `note` is for the operator."""
-
-    def __init__(self, code: int, note: str, farewell: bytes) -> None:
-        super().__init__(note)
-        self.code = code
-        self.note = note
-        self.farewell = farewell
-
-
-class StreamGone(Exception):
-    """The stream takes no more: it has been reset meanwhile. Nothing was sent."""
-
-
-class ServerEvents(Protocol):
-    """What a driver is told, from inside `receive` and `send`."""
-
-    def request_received(self, stream: int, head: RequestHead, *, ended: bool) -> None: ...
-    def request_refused(self, stream: int, head: RequestHead, error: ProtocolError) -> None: ...
-    def body_received(self, stream: int, data: bytes, *, ended: bool) -> None: ...
-    def trailers_received(self, stream: int, trailers: Fields) -> None: ...
-    def stream_reset(self, stream: int, code: int) -> None: ...
-    def stream_closed(self, stream: int) -> None: ...
-    def window_opened(self, stream: int) -> None: ...
-    def client_leaves(self) -> None: ...
 
 
 @lru_cache(maxsize=16)
@@ -110,8 +85,8 @@ class ServerCodec:
     """See the module's text."""
 
     __slots__ = (
-        "_connection", "_credit", "_events", "_heads", "_is_cut", "_last_stream", "_open", "_resets", "_walk", "error",
-        "is_over",
+        "_connection", "_credit", "_events", "_heads", "_heads_read", "_is_cut", "_is_leaving", "_is_left",
+        "_last_stream", "_lost", "_open", "_resets", "_walk", "_window", "error", "is_over",
     )  # fmt: skip
 
     def __init__(self, events: ServerEvents, limits: Limits) -> None:
@@ -122,7 +97,11 @@ class ServerCodec:
         self._resets: set[int] = set()
         self._last_stream = 0
         self._credit = _CREDIT
+        self._heads_read = 0
+        self._lost = 0
         self._is_cut = False
+        self._is_leaving = False
+        self._is_left = False
         self.is_over = False
         self.error = ""
         self._connection = Connection(Role.SERVER, _configuration(limits.header_size))
@@ -135,7 +114,8 @@ class ServerCodec:
                 Setting.NO_RFC7540_PRIORITIES: 1,
             }
         )
-        self._connection.set_local_window_size(limits.streams * _WINDOW + _GROWTH)
+        self._window = limits.streams * _WINDOW + _GROWTH
+        self._connection.set_local_window_size(self._window)
 
     def __repr__(self) -> str:
         return f"<ServerCodec {len(self._open)} streams, credit {self._credit}>"
@@ -153,19 +133,25 @@ class ServerCodec:
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the client and tell the driver what they mean. Raises Http2Error."""
+        if self.is_over:
+            return
         walk = self._walk
         walk.feed(data)
+        if walk.noise:  # paid before it is worked off
+            self._pay(walk.noise)
+            walk.noise = 0
         try:
             self._connection.receive_data(data)
         except NGH2Error as error:
             raise self._broken(error) from error
         resets, walk.resets = walk.resets, 0
         self._tell(self._connection.events(), with_resets=resets > 0)
-        if walk.noise:
-            self._credit -= walk.noise
-            walk.noise = 0
+        ignored = walk.heads - self._heads_read - 1  # one may be under way
+        if ignored > 0:
+            self._heads_read += ignored
+            self._credit -= ignored * (1 if self._is_leaving else _FOR_REFUSED)
         if self._credit < 0:
-            raise self._end(ENHANCE_YOUR_CALM, "the client sent too many frames that ask for nothing")
+            self._pay(0)
 
     def _tell(self, events: list[Event], *, with_resets: bool) -> None:
         if with_resets:
@@ -190,14 +176,16 @@ class ServerCodec:
                 self._resets.add(event.stream_id)
                 self._events.stream_reset(event.stream_id, event.error_code)
         elif isinstance(event, GoAwayReceived):
+            self._is_left = True  # whatever it says about why is its own affair
             self._events.client_leaves()
         elif isinstance(event, ConnectionClosed):
             self.is_over = True
-            if event.error_code:
+            if event.error_code and not self._is_left:
                 self.error = event.debug_data.decode("latin-1") or _SAID.get(event.error_code, _UNSAID)
 
     def _request(self, event: RequestReceived) -> None:
         stream = event.stream_id
+        self._heads_read += 1
         self._last_stream = stream
         self._open.add(stream)
         try:
@@ -218,13 +206,20 @@ class ServerCodec:
             self.acknowledge(event.stream_id, len(data))
 
     def _trailers(self, event: TrailersReceived) -> None:
-        if event.stream_id in self._open:
-            self._events.trailers_received(event.stream_id, list(event.headers))
+        stream = event.stream_id
+        self._heads_read += 1
+        if stream not in self._open:
+            return
+        if self._heads.are_good_trailers(event.headers):
+            self._events.trailers_received(stream, list(event.headers))
+        else:
+            self._connection.reset_stream(stream, PROTOCOL_ERROR)
 
     def _closed(self, event: StreamClosed) -> None:
         stream = event.stream_id
+        if stream == self._walk.data_stream:
+            self._regain(self._walk.data_seen)
         if stream not in self._open:  # never announced, or reset before it was
-            self._credit -= _FOR_REFUSED if event.error_code else 0
             return
         self._open.discard(stream)
         if stream in self._resets:
@@ -309,6 +304,18 @@ class ServerCodec:
         except NGH2Error:
             return
 
+    def _regain(self, size: int) -> None:
+        """Give the connection's window what it lost: a stream was closed, and the first part of a DATA frame with it.
+
+        libnghttp2 can't be told that these bytes are consumed, so its window is made larger. That must not go on for
+        ever: it asks for as much before it lets the client send on.
+        """
+        self._lost += size
+        if self._lost > self._window // 2:
+            self.shut_down()
+            return
+        self._connection.set_local_window_size(self._window + self._lost)
+
     def queued(self, stream: int = 0) -> int:
         """Bytes of bodies that `send` has not taken; 0 = of all streams."""
         return self._connection.queued_body_size(stream or None)
@@ -332,6 +339,7 @@ class ServerCodec:
 
     def shut_down(self, code: int = NO_ERROR) -> None:
         """Name the last stream that is processed; those in flight end normally, later ones are ignored."""
+        self._is_leaving = True
         try:
             self._connection.send_goaway(code)
         except NGH2Error:
@@ -345,6 +353,11 @@ class ServerCodec:
         credit += self._credit
         self._credit = credit if credit < _CREDIT else _CREDIT
 
+    def _pay(self, credit: int) -> None:
+        self._credit -= credit
+        if self._credit < 0:
+            raise self._end(ENHANCE_YOUR_CALM, _SAID[ENHANCE_YOUR_CALM])
+
     def _broken(self, error: NGH2Error) -> Http2Error:
         if isinstance(error, DenialOfServiceError):
             return self._end(ENHANCE_YOUR_CALM, str(error))
@@ -355,7 +368,7 @@ class ServerCodec:
     def _end(self, code: int, note: str) -> Http2Error:
         """The error that ends the connection. Nothing can be said behind a frame that was cut."""
         self.is_over = True
-        farewell = b"" if self._is_cut else _goaway(self._last_stream, code)
+        farewell = b"" if self._is_cut else goaway(self._last_stream, code)
         return Http2Error(code, note, farewell)
 
 
@@ -363,8 +376,3 @@ def _without_reset_requests(events: list[Event]) -> list[Event]:
     """`events` less the requests that the client itself has taken back (CVE-2023-44487)."""
     gone = {event.stream_id for event in events if isinstance(event, StreamClosed)}
     return [event for event in events if not (isinstance(event, RequestReceived) and event.stream_id in gone)]
-
-
-def _goaway(last_stream: int, code: int) -> bytes:
-    """A GOAWAY frame (RFC 9113 6.8)."""
-    return _write_goaway(8, _GOAWAY, 0, 0, last_stream, code)

@@ -21,6 +21,7 @@ _END_STREAM: Final = 0x1
 _END_HEADERS: Final = 0x4
 _PADDED: Final = 0x8
 _HEADER: Final = 9
+_STREAM: Final = 0x7FFFFFFF
 _read_header: Final = Struct(">IB").unpack_from  # length and type in one number, flags
 
 
@@ -28,10 +29,27 @@ class FrameWalk:
     """Follows one direction of a connection from its first byte on; `skip` bytes come before the first frame.
 
     `noise`: frames that are neither a request nor content; `resets`: those of them that are RST_STREAM. Whoever looks
-    sets them back to 0. `block`: 0, or the number of the frame whose header, or whose header block, is not complete.
+    sets them back to 0. `heads`: HEADERS frames so far. `block`: 0, or the number of the frame whose header, or whose
+    header block, is not complete. `data_stream`: 0, or the stream of a DATA frame that is not complete, and
+    `data_seen` the bytes of its payload that have come.
     """
 
-    __slots__ = ("_begun", "_frames", "_in_block", "_kind", "_partial", "_skip", "block", "noise", "resets")
+    __slots__ = (
+        "_begun",
+        "_frames",
+        "_in_block",
+        "_kind",
+        "_length",
+        "_partial",
+        "_skip",
+        "_stream",
+        "block",
+        "data_seen",
+        "data_stream",
+        "heads",
+        "noise",
+        "resets",
+    )
 
     def __init__(self, skip: int = len(PREFACE)) -> None:
         self._skip = skip  # bytes of the current payload that have not come
@@ -40,9 +58,14 @@ class FrameWalk:
         self._kind = -1  # of the frame under way
         self._begun = 0  # the frame that began the last header block
         self._in_block = False  # END_HEADERS has not been seen
+        self._length = 0  # of its payload
+        self._stream = 0
         self.noise = 0
         self.resets = 0
+        self.heads = 0
         self.block = 0
+        self.data_stream = 0
+        self.data_seen = 0
 
     def feed(self, data: bytes) -> None:
         """Follow `data`, which may end anywhere."""
@@ -51,18 +74,25 @@ class FrameWalk:
             self._partial = b""
         position = self._skip
         end = len(data)
+        at = -1
         while position + _HEADER <= end:
+            at = position
             word, flags = _read_header(data, position)
-            kind = self._kind = word & 0xFF
+            kind = word & 0xFF
+            position += _HEADER + (word >> 8)
             self._frames += 1
             if kind == HEADERS:
+                self.heads += 1
                 self._begun = self._frames
                 self._in_block = not flags & _END_HEADERS
             elif kind != DATA:
                 self._note(kind, flags)
             elif (word < 0x100 or flags & _PADDED) and not flags & _END_STREAM:  # empty, or maybe so
                 self.noise += 1
-            position += _HEADER + (word >> 8)
+        if at >= 0:
+            self._length = int.from_bytes(data[at : at + 3], "big")
+            self._kind = data[at + 3]
+            self._stream = int.from_bytes(data[at + 5 : at + 9], "big") & _STREAM
         self._stop(data, position, end)
 
     def _note(self, kind: int, flags: int) -> None:
@@ -75,13 +105,17 @@ class FrameWalk:
 
     def _stop(self, data: bytes, position: int, end: int) -> None:
         """Keep where the next piece goes on."""
-        if position < end:
+        left = position - end  # of the payload under way
+        self.block = self.data_stream = 0
+        if left < 0:
             self._partial = data[position:]
-            self._skip = 0
-            self.block = self._begun if self._in_block else self._frames + 1
-            return
-        self._skip = position - end
-        if self._in_block or (self._skip and (self._kind == HEADERS or self._kind == CONTINUATION)):
+            left = 0
+            self.block = self._frames + 1
+        elif left and self._kind == DATA:
+            self.data_stream = self._stream
+            self.data_seen = self._length - left
+        elif left and (self._kind == HEADERS or self._kind == CONTINUATION):
             self.block = self._begun
-        else:
-            self.block = 0
+        if self._in_block:
+            self.block = self._begun
+        self._skip = left

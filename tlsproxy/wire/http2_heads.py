@@ -20,6 +20,7 @@ from ngh2 import NeverIndexedHeader
 
 from tlsproxy.wire import grammar
 from tlsproxy.wire.fields import REQUEST_KIND, Field, Fields, Kind
+from tlsproxy.wire.lines import SecretNames
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead
 
 VERSION: Final = 20  # of RequestHead
@@ -88,6 +89,16 @@ class HeadReader:
         head.host = host.decode("latin-1")
         return head
 
+    def are_good_trailers(self, fields: Sequence[Field]) -> bool:
+        """Whether trailers keep the limits of a head, and libnghttp2 was right to let them through."""
+        if len(fields) > self._limits.header_count or _list_size(fields) > self._limits.header_size:
+            return False
+        try:
+            _check_bytes(fields)
+        except ProtocolError:
+            return False
+        return True
+
     def _read_repeated(self, last: RequestHead, fields: Sequence[Field]) -> RequestHead | None:
         """The head if `fields` differ from the last ones in the path only, else None."""
         at = self._path_at
@@ -103,7 +114,7 @@ class HeadReader:
 
     def _read_new(self, fields: Sequence[Field], *, ended: bool) -> RequestHead:
         self._last = None
-        size = sum([len(name) + len(value) for name, value in fields]) + len(fields) * _FIELD_OVERHEAD
+        size = _list_size(fields)
         if size > self._limits.header_size:
             raise _too_large(fields, size, self._limits.header_size)
         pseudo = {name: value for name, value in fields if name in _PSEUDO}
@@ -176,7 +187,12 @@ class HeadReader:
                 head.expect_continue = not ended and (head.framing is Framing.CHUNKED or head.length > 0)
 
 
-def _check_bytes(regular: Fields) -> None:
+def _list_size(fields: Sequence[Field]) -> int:
+    """As SETTINGS_MAX_HEADER_LIST_SIZE counts (RFC 9113 6.5.2)."""
+    return sum([len(name) + len(value) for name, value in fields]) + len(fields) * _FIELD_OVERHEAD
+
+
+def _check_bytes(regular: Sequence[Field]) -> None:
     names = b"".join([name for name, _ in regular])
     values = b"".join([value for _, value in regular])
     if names.translate(None, _NAME_BYTES):
@@ -251,34 +267,66 @@ def _too_large(fields: Sequence[Field], size: int, limit: int) -> ProtocolError:
 _NAMES_REMEMBERED: Final = 4096
 _LONGEST_NAME_REMEMBERED: Final = 64
 # RFC 7541 7.1.3: what must not be guessed by whoever sees the size of an answer never enters a table.
-_SECRET: Final = frozenset((b"set-cookie", b"authorization", b"authentication-info", b"proxy-authenticate"))
+_SECRETS: Final = SecretNames()
 
 
 class _LowerNames(dict[bytes, bytes]):
-    """Field name as a backend wrote it -> in lower case (RFC 9113 8.2.1). Bounded, and emptied when full."""
+    """Field name as a backend wrote it -> in lower case (RFC 9113 8.2.1). Bounded, and emptied when full.
+
+    Names of secrets are never kept: so `__missing__` notices them, and the usual answer is not searched for them.
+    """
+
+    __slots__ = ("has_secret",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_secret = False
 
     def __missing__(self, name: bytes) -> bytes:
         lower = name.lower()
-        if len(name) <= _LONGEST_NAME_REMEMBERED:
+        if _SECRETS[lower]:
+            self.has_secret = True
+        elif len(name) <= _LONGEST_NAME_REMEMBERED:
             if len(self) >= _NAMES_REMEMBERED:
                 self.clear()
             self[name] = lower
         return lower
 
 
-LOWER: Final = _LowerNames()
+class _LastAnswer:
+    """The last answer of all: a backend under load says the same again and again (0.2 µs against 1 µs)."""
+
+    __slots__ = ("fields", "result", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fields: Fields = []
+        self.result: Fields = []
+
+
+_LOWER: Final = _LowerNames()
+_LAST: Final = _LastAnswer()
 
 
 def answer_fields(status: int, fields: Fields) -> Fields:
-    """The fields of an answer as HTTP/2 sends them."""
-    return [(b":status", b"%d" % status), *lower_fields(fields)]
+    """The fields of an answer as HTTP/2 sends them. The list is shared, not edited."""
+    last = _LAST
+    if status == last.status and fields == last.fields:
+        return last.result
+    result = [(b":status", b"%d" % status), *lower_fields(fields)]
+    if not _LOWER.has_secret:
+        last.status, last.fields, last.result = status, list(fields), result
+    return result
 
 
 def lower_fields(fields: Fields) -> Fields:
     """`fields` with lower-case names, secrets marked as never to be indexed (RFC 7541 6.2.3)."""
-    lower = LOWER
+    lower = _LOWER
+    lower.has_secret = False
     result: Fields = [(lower[name], value) for name, value in fields]
-    return [NeverIndexedHeader(*field) if field[0] in _SECRET else field for field in result]
+    if lower.has_secret:
+        return [NeverIndexedHeader(*field) if _SECRETS[field[0]] else field for field in result]
+    return result
 
 
 def websocket_key() -> bytes:

@@ -52,7 +52,7 @@ class FieldLines(dict[bytes, Entry]):
     def __init__(self, kinds: Classifier) -> None:
         super().__init__()
         self._kinds = kinds
-        self._secret = _SecretNames()
+        self._secret = SecretNames()
         self._good_names: set[bytes] = set()
 
     def __missing__(self, line: bytes) -> Entry:
@@ -79,7 +79,7 @@ class FieldLines(dict[bytes, Entry]):
             self._good_names.add(name)
 
 
-class _SecretNames(dict[bytes, bool]):
+class SecretNames(dict[bytes, bool]):
     """Field name -> whether its value may be a secret. Bounded like the lines."""
 
     def __missing__(self, name: bytes) -> bool:
