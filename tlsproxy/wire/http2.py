@@ -46,7 +46,7 @@ from tlsproxy.wire.http2_base import (
     Http2Error,
     ServerEvents,
     StreamGone,
-    goaway,
+    goaway_frame,
 )
 from tlsproxy.wire.http2_frames import FrameWalk
 from tlsproxy.wire.http2_heads import HeadReader, Limits, answer_fields, lower_fields
@@ -368,7 +368,7 @@ class ServerCodec:
     def _end(self, code: int, note: str) -> Http2Error:
         """The error that ends the connection. Nothing can be said behind a frame that was cut."""
         self.is_over = True
-        farewell = b"" if self._is_cut else goaway(self._last_stream, code)
+        farewell = b"" if self._is_cut else goaway_frame(self._last_stream, code)
         return Http2Error(code, note, farewell)
 
 

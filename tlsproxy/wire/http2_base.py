@@ -63,6 +63,6 @@ class ServerEvents(Protocol):
         """The client begins no more streams (GOAWAY)."""
 
 
-def goaway(last_stream: int, code: int) -> bytes:
+def goaway_frame(last_stream: int, code: int) -> bytes:
     """A GOAWAY frame: libnghttp2 makes none when it gives a session up."""
     return _write_goaway(8, _GOAWAY, 0, 0, last_stream, code)
