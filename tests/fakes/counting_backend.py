@@ -1,7 +1,8 @@
 """A backend that counts what reaches it, for clients that send too much: a loop of its own in a thread.
 
 Its paths: /ok is answered at once, /never not at all, /big with a GiB as fast as it is taken, /sink when its body is
-whole; of /stuck no byte of the body is taken. It speaks just enough HTTP/1.1 for that.
+whole; of /stuck no byte of the body is taken; /visit is /ok for those who are not counted among the rest. It speaks
+just enough HTTP/1.1 for that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Counts:
     connections: int = 0
     open: int = 0
     requests: int = 0
+    visits: int = 0
     sent: int = 0
 
     def since(self, before: Counts) -> Counts:
@@ -30,6 +32,7 @@ class Counts:
             self.connections - before.connections,
             self.open - before.open,
             self.requests - before.requests,
+            self.visits - before.visits,
             self.sent - before.sent,
         )
 
@@ -104,8 +107,8 @@ class _Connection(asyncio.Protocol):
         pass
 
     def _begin(self, head: bytes) -> None:
-        self._backend.counts.requests += 1
         path = head.split(b" ", 2)[1]
+        self._count(path)
         lower = head.lower()
         self._missing = int(lower.partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0] or b"-1")
         if path == b"/stuck":
@@ -118,6 +121,12 @@ class _Connection(asyncio.Protocol):
             self._pour()
         elif path != b"/never":
             self._transport.write(OK)
+
+    def _count(self, path: bytes) -> None:
+        if path == b"/visit":
+            self._backend.counts.visits += 1
+        else:
+            self._backend.counts.requests += 1
 
     def _body(self) -> None:
         if self._missing >= 0:

@@ -1,8 +1,8 @@
 """An HTTP/2 client that means no good: frames made by hand, and one connection that carries a plan of them out.
 
-A plan is an iterator of pieces to write; `SYNC` in it means: wait until the server has dealt with all that was sent. So
-the same plan runs against a socket and against a codec in memory. A client library would refuse to send most of it, and
-an attacker is faster than his victim.
+A plan is an iterator of pieces to write; `SYNC` in it means: wait until the server has dealt with all that was sent, a
+number: wait until so many streams have ended. So the same plan runs against a socket and against a codec in memory. A
+client library would refuse to send most of it, and an attacker is faster than his victim.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hpack import Decoder, HPACKError
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SYNC: Final = b""
+Steps = Iterator[bytes | int]
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 PRIORITY_UPDATE: Final = 16
 END_STREAM: Final = 1
@@ -115,6 +116,7 @@ class Ears:
     def __init__(self) -> None:
         self.reaction = Reaction()
         self.marks = 0
+        self.ends = 0
         self.to_acknowledge = 0
         self._decoder = Decoder(max_header_list_size=2**20)
         self._buffer = b""
@@ -130,6 +132,7 @@ class Ears:
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         reaction = self.reaction
         reaction.frames[kind] += 1
+        self.ends += kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM)
         if kind == GOAWAY:
             reaction.goaway.append(int.from_bytes(payload[4:8], "big"))
             reaction.notes.append(payload[8:])
@@ -157,7 +160,8 @@ class Ears:
 class Attacker:
     """One connection to carry a plan out.
 
-    `reads` False: it takes nothing of what the server says until the plan is over. `acknowledges`: the server's SETTINGS.
+    `reads` False: it takes nothing of what the server says until the plan is over; `acknowledges` are the server's
+    SETTINGS.
     """
 
     def __init__(self, sock: socket.socket, *, reads: bool = True, acknowledges: bool = True) -> None:
@@ -179,13 +183,15 @@ class Attacker:
         if self._reads:
             self.sync()
 
-    def run(self, plan: Iterator[bytes], patience: float = 30.0) -> Reaction:
+    def run(self, plan: Steps, patience: float = 30.0) -> Reaction:
         """Carry the plan out until the server ends it, or it is over and the server has dealt with it."""
         deadline = time.monotonic() + patience
         for piece in plan:
             if self.reaction.ended or time.monotonic() > deadline:
                 break
-            if piece is SYNC:
+            if isinstance(piece, int):
+                self._wait_for_ends(piece)
+            elif piece is SYNC:
                 self.sync()
             else:
                 self.reaction.sent += _frames(piece)
@@ -239,6 +245,10 @@ class Attacker:
 
     def close(self) -> None:
         self.sock.close()
+
+    def _wait_for_ends(self, streams: int) -> None:
+        if self.reads_now:
+            self.wait(lambda: self._ears.ends >= streams)
 
     def _readable(self, seconds: float) -> bool:
         if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():

@@ -1,12 +1,12 @@
 """What attackers of HTTP/2 do, each as a plan (tests.fakes.h2_attacker): bounded in count, and in time by who runs it.
 
-A plan that yields SYNC goes on only when the server has dealt with what was sent, so that what it has begun really runs.
-The paths are those of `tests.fakes.counting_backend`.
+A plan that yields SYNC goes on only when the server has dealt with what was sent, so that what it has begun really
+runs. The paths are those of `tests.fakes.counting_backend`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fakes.h2_attacker import (
@@ -26,6 +26,7 @@ from tests.fakes.h2_attacker import (
     PUSH_PROMISE,
     SETTINGS,
     SYNC,
+    Steps,
     frame,
     get,
     head,
@@ -37,7 +38,7 @@ from tests.fakes.h2_attacker import (
     window_update,
 )
 
-Plan = Callable[[], Iterator[bytes]]
+Plan = Callable[[], Steps]
 
 WAVE = 100
 """Streams that a server allows at a time."""
@@ -59,7 +60,7 @@ class Attack:
 def flood(piece: bytes, count: int, before: bytes = b"", wait: bool = False) -> Plan:
     """The same bytes so many times, some hundreds in each write."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         if before:
             yield before
         if before and wait:
@@ -74,7 +75,7 @@ def flood(piece: bytes, count: int, before: bytes = b"", wait: bool = False) -> 
 def rapid_reset(path: bytes = b"/ok", count: int = 20_000) -> Plan:
     """CVE-2023-44487: a request and its end in one write."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         for first in range(1, 2 * count, 2 * WAVE):
             yield b"".join(get(stream, path) + reset(stream) for stream in streams(WAVE, first))
 
@@ -84,7 +85,7 @@ def rapid_reset(path: bytes = b"/ok", count: int = 20_000) -> Plan:
 def waves(trigger: Callable[[int], bytes], begin: Callable[[int], bytes] = get, count: int = 50) -> Plan:
     """`count` times a hundred requests that are under way, then for each what ends it."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         for wave in range(count):
             new = streams(WAVE, 1 + wave * 2 * WAVE)
             yield b"".join(map(begin, new))
@@ -110,10 +111,10 @@ def five_bytes(stream: int) -> bytes:
 def heads(block: bytes, count: int = 2000, flags: int = END_HEADERS | END_STREAM) -> Plan:
     """The same header block as one request after the other."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         for first in range(1, 2 * count, 2 * WAVE):
             yield b"".join(blocks(stream, block, flags) for stream in streams(WAVE, first))
-            yield SYNC
+            yield first // 2 + WAVE
 
     return plan
 
@@ -135,11 +136,11 @@ def blocks(stream: int, block: bytes, flags: int = END_HEADERS | END_STREAM) -> 
 def bomb(references: int = 16_000) -> Plan:
     """A table entry of nearly 4 KiB, then header blocks of nothing but references to it: 64 MiB for 16 KiB each."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         yield frame(HEADERS, END_HEADERS | END_STREAM, 1, head() + literal(b"a", b"b" * 4000, 0x40))
-        yield SYNC
-        for stream in streams(500, 3):
-            yield blocks(stream, head() + b"\xbe" * references)
+        for first in range(3, 1003, 2 * WAVE):
+            yield first // 2
+            yield b"".join(blocks(stream, head() + b"\xbe" * references) for stream in streams(WAVE, first))
 
     return plan
 
@@ -147,11 +148,11 @@ def bomb(references: int = 16_000) -> Plan:
 def crumbs(count: int, size: int) -> Plan:
     """RFC 9113 8.2.3: every crumb is a field of its own; from the table it costs one byte."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         yield frame(HEADERS, END_HEADERS | END_STREAM, 1, head() + literal(b"cookie", b"c" * size, 0x40))
         for first in range(3, 4003, 2 * WAVE):
+            yield first // 2
             yield b"".join(blocks(stream, head() + b"\xbe" * count) for stream in streams(WAVE, first))
-            yield SYNC
 
     return plan
 
@@ -159,9 +160,10 @@ def crumbs(count: int, size: int) -> Plan:
 def churn(block: bytes) -> Plan:
     """Header blocks that turn the table over thousands of times each."""
 
-    def plan() -> Iterator[bytes]:
-        for stream in streams(500):
-            yield blocks(stream, head() + block)
+    def plan() -> Steps:
+        for first in range(1, 1001, 2 * WAVE):
+            yield b"".join(blocks(stream, head() + block) for stream in streams(WAVE, first))
+            yield first // 2 + WAVE
 
     return plan
 
@@ -174,7 +176,7 @@ def many(path: bytes, count: int = WAVE, first: int = 1) -> bytes:
     return b"".join(get(stream, path) for stream in streams(count, first))
 
 
-def tiny_windows() -> Iterator[bytes]:
+def tiny_windows() -> Steps:
     """Each byte of an answer costs two frames of the client and one of the server."""
     yield many(b"/big")
     yield SYNC
@@ -183,7 +185,7 @@ def tiny_windows() -> Iterator[bytes]:
         yield SYNC
 
 
-def tiny_settings() -> Iterator[bytes]:
+def tiny_settings() -> Steps:
     """The window of all streams one byte further with each frame."""
     yield many(b"/big")
     yield SYNC
@@ -193,44 +195,45 @@ def tiny_settings() -> Iterator[bytes]:
             yield SYNC
 
 
-def beyond_the_window() -> Iterator[bytes]:
+def beyond_the_window() -> Steps:
     """What was not allowed, to a backend that takes nothing: 64 MiB."""
     yield post(1, b"/stuck")
     for _ in range(4096):
         yield frame(DATA, 0, 1, bytes(PIECE))
 
 
-def beyond_all_windows() -> Iterator[bytes]:
+def beyond_all_windows() -> Steps:
     """As much as each stream may send, and then more."""
     for stream in streams(WAVE):
         yield post(stream, b"/stuck") + frame(DATA, 0, stream, bytes(PIECE)) * 5
 
 
-def more_than_allowed() -> Iterator[bytes]:
+def more_than_allowed() -> Steps:
     """Streams beyond the concurrent ones, again and again (RFC 9113 5.1.2)."""
     for first in range(1, 20_000, 2 * WAVE):
         yield many(b"/never", WAVE, first)
 
 
-def the_last_stream() -> Iterator[bytes]:
+def the_last_stream() -> Steps:
     """RFC 9113 5.1.1: after the highest number there is none, and no lower one may be opened."""
     yield get(MOST)
-    yield SYNC
+    yield 1
     yield get(3)
 
 
-def downwards() -> Iterator[bytes]:
+def downwards() -> Steps:
     for stream in range(20_001, 1, -2):
         yield get(stream)
 
 
-def empty_heads() -> Iterator[bytes]:
+def empty_heads() -> Steps:
     """A head without a single field."""
     for first in range(1, 20_000, 2 * WAVE):
         yield b"".join(frame(HEADERS, END_HEADERS | END_STREAM, stream) for stream in streams(WAVE, first))
+        yield first // 2 + WAVE
 
 
-def many_blocks() -> Iterator[bytes]:
+def many_blocks() -> Steps:
     """Requests whose heads are spread over empty frames, below every limit of one head."""
     more = 5
     for first in range(1, 20_000, 2 * WAVE):
@@ -240,18 +243,18 @@ def many_blocks() -> Iterator[bytes]:
             + frame(CONTINUATION, END_HEADERS, stream)
             for stream in streams(WAVE, first)
         )
-        yield SYNC
+        yield first // 2 + WAVE
 
 
-def trailers_again() -> Iterator[bytes]:
+def trailers_again() -> Steps:
     """Header blocks after the head that do not end the stream (RFC 9113 8.1)."""
     for first in range(1, 2000, 2 * WAVE):
         new = streams(WAVE, first)
         yield b"".join(post(stream) + frame(HEADERS, END_HEADERS, stream, literal(b"a", b"b")) for stream in new)
-        yield SYNC
+        yield first // 2 + WAVE
 
 
-def updates_for_idle() -> Iterator[bytes]:
+def updates_for_idle() -> Steps:
     for first in range(1, 2 * FLOOD, 1000):
         yield b"".join(_update(stream) for stream in range(first, first + 1000, 2))
 
@@ -260,7 +263,7 @@ def _update(stream: int, value: bytes = b"u=1") -> bytes:
     return frame(PRIORITY_UPDATE, 0, 0, stream.to_bytes(4, "big") + value)
 
 
-def updates_for_open() -> Iterator[bytes]:
+def updates_for_open() -> Steps:
     """A hundred answers wait; their order changes all the time."""
     yield many(b"/big")
     yield SYNC
@@ -269,7 +272,7 @@ def updates_for_open() -> Iterator[bytes]:
         yield b"".join(_update(stream, value) for stream in streams(WAVE))
 
 
-def priorities(weight: int = 5) -> Iterator[bytes]:
+def priorities(weight: int = 5) -> Steps:
     for first in range(1, 2 * FLOOD, 1000):
         yield b"".join(
             frame(PRIORITY, 0, stream, (stream - 2 if stream > 2 else 0).to_bytes(4, "big") + b"%c" % weight)
@@ -280,9 +283,9 @@ def priorities(weight: int = 5) -> Iterator[bytes]:
 def closed_streams(trigger: Callable[[int], bytes]) -> Plan:
     """Frames for streams that were answered long ago."""
 
-    def plan() -> Iterator[bytes]:
+    def plan() -> Steps:
         yield many(b"/ok")
-        yield SYNC
+        yield WAVE
         for _ in range(FLOOD // WAVE):
             yield b"".join(map(trigger, streams(WAVE)))
 
@@ -336,7 +339,7 @@ ATTACKS = [
     Attack("HPACK: 4 KiB entry, 16 000 references", bomb()),
     Attack("HPACK: 4 KiB entry, 8 references", bomb(7)),
     Attack("HPACK: table turned over", churn(ENTRY * 4000)),
-    Attack("HPACK: size updates", churn(b"")),
+    Attack("HPACK: size updates", heads(b"\x20\x3f\xe1\x1f" + head())),
     Attack(
         "HPACK: table size 2^31", flood(frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x3f" + HUGE[1:] + head()), 1)
     ),
