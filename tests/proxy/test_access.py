@@ -62,6 +62,21 @@ class TestLine:
         assert (line["user_agent"], line["referer"]) == ("curl/8", "https://b.test/page")
         assert (line["site"], line["route"]) == ("a.test", "/")
 
+    def test_a_request_over_http_2_differs_in_two_fields(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        client = stage.connect_http2()
+        stream = client.request("/x?q=1", [(b"user-agent", b"curl/8")])
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(OK)
+        client.answer(stream)
+        [line] = stage.log()
+        assert set(line) == {*ALWAYS, "query"}
+        assert (line["http"], line["alpn"]) == ("2", "h2")
+        assert (line["method"], line["host"], line["path"], line["query"]) == ("GET", "a.test", "/x", "q=1")
+        assert (line["status"], line["bytes_out"], line["user_agent"]) == (200, 2, "curl/8")
+
     def test_a_refused_request_says_why_and_has_what_is_known(self, stage: Stage) -> None:
         stage.serve(stage.backend())
         client = stage.connect()
