@@ -35,8 +35,8 @@ class BackendConnection(asyncio.Protocol):
     """See the module's text. A `BackendStream`, made by `Backend.connect`."""
 
     __slots__ = (
-        "_answering", "_chunked", "_exchange", "_has_body", "_interim", "_keep", "_reader", "_transport", "_tunnel",
-        "backend", "idle_since", "is_open", "reused",
+        "_answering", "_chunked", "_exchange", "_has_body", "_interim", "_is_paused", "_keep", "_reader", "_transport",
+        "_tunnel", "backend", "idle_since", "is_open", "reused",
     )  # fmt: skip
 
     may_refuse = False
@@ -55,6 +55,7 @@ class BackendConnection(asyncio.Protocol):
         self._keep = False
         self._has_body = False
         self._interim = 0
+        self._is_paused = False
 
     def __repr__(self) -> str:
         state = "tunnel" if self._tunnel else "active" if self._exchange else "idle"
@@ -89,9 +90,11 @@ class BackendConnection(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         if self.is_open and self._transport is not None:
+            self._is_paused = True
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self._is_paused = False
         if self.is_open and self._transport is not None:
             self._transport.resume_reading()
 
@@ -99,6 +102,8 @@ class BackendConnection(asyncio.Protocol):
         """The answer was taken whole: back to the pool, or closed if anything stands against that."""
         self._exchange = None
         if request_sent and self._keep and not self._reader.buffered and self.is_open and not self._holds_body():
+            if self._is_paused:  # the end of the answer was what filled the client
+                self.resume_reading()
             self.backend.put_back(self)
         else:
             self.abort()
