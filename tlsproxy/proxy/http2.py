@@ -328,7 +328,9 @@ class Http2Driver:
         self.stream.abort()
 
     def _say(self, why: str) -> None:
-        logger.info("http2.closed", extra={"client": self.info.client, "sni": self.info.sni, "reason": why})
+        client = self.info.client
+        if self.services.quiet.may_say((client, why)):
+            logger.info("http2.closed", extra={"client": client, "sni": self.info.sni, "reason": why})
 
     def _drop_streams(self) -> None:
         streams, self._streams = self._streams, {}

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tlsproxy.proxy.rate import Quiet
 from tlsproxy.wire.forwarding import Options
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Services:
         "http2_streams",
         "keep_alive",
         "loop",
+        "quiet",
         "requests",
         "router",
         "target_size",
@@ -75,6 +77,7 @@ class Services:
         self.write_idle = write_idle
         self.http2_streams = http2_streams
         self.draining = False
+        self.quiet = Quiet()  # for lines that a client can have written at will
         self.requests = 0
         # 8 random bytes a process and a counter: unique without a system call per request; no secret is made of it.
         self._id_prefix = os.urandom(8).hex().encode()
