@@ -230,3 +230,26 @@ class TestIdleLimit:
         backend = make(1).backends[0]
         self.closed_after(backend, clock, 0.1)
         assert "1 idle" in self.idle_for(backend, clock, 3.9)
+
+
+class TestIdleConnections:
+    def test_a_burst_may_come_again_within_a_second(self, clock: Clock) -> None:
+        backend = Backend("http://10.0.0.1:80", most_idle=2)
+        for _ in range(10):
+            backend.put_back(BackendConnection(backend))
+        assert len(backend.idle) == 8  # what is far beyond the limit is not kept at all
+        backend.close_idle(clock.now + 0.5)
+        assert len(backend.idle) == 8
+        backend.close_idle(clock.now + 1)
+        assert len(backend.idle) == 2
+
+    def test_those_in_use_all_the_time_stay(self, clock: Clock) -> None:
+        backend = Backend("http://10.0.0.1:80", most_idle=2)
+        for _ in range(5):
+            backend.put_back(BackendConnection(backend))
+        fresh = backend.idle[-3:]
+        clock.now += 0.9
+        for connection in fresh:
+            connection.idle_since = clock.now
+        backend.close_idle(clock.now + 0.2)
+        assert backend.idle == fresh

@@ -33,6 +33,8 @@ _FAILURES: Final = 3
 _LONGEST_PAUSE: Final = 30.0
 _IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
 _IDLE_DEFAULT: Final = 4.0
+_BURST: Final = 4  # times the idle connections that are kept
+_BURST_LASTS: Final = 1.0
 _SHORTEST_IDLE: Final = 0.5
 _LEARNED_FOR: Final = 600.0
 _TRIAL_APART: Final = 1.0
@@ -86,8 +88,12 @@ class Backend:
         return await self._place.connect(lambda: BackendConnection(self), timeout)
 
     def put_back(self, connection: BackendConnection) -> None:
-        """Take a connection whose answer is complete into the stack."""
-        if len(self.idle) >= self.most_idle:
+        """Take a connection whose answer is complete into the stack.
+
+        A burst, as of a page's hundred streams over HTTP/2, may be followed by another: what is beyond the limit is
+        closed by `close_idle` when it was not wanted for a second.
+        """
+        if len(self.idle) >= self.most_idle * _BURST:
             connection.abort()
             return
         connection.idle_since = time.monotonic()
@@ -125,6 +131,8 @@ class Backend:
         limit = now - self._idle_limit
         idle = self.idle
         while idle and idle[0].idle_since <= limit:
+            idle.pop(0).abort()
+        while len(idle) > self.most_idle and idle[0].idle_since <= now - _BURST_LASTS:
             idle.pop(0).abort()
 
     def close_all_idle(self) -> None:
