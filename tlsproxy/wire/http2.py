@@ -75,6 +75,7 @@ def _configuration(header_size: int) -> Configuration:
         auto_window_update=False,
         max_send_header_block_length=256 * 1024,  # more than a backend's head may have
         max_inbound_header_list_size=most,
+        max_continuations=max(8, most // 16_384),  # of full frames (RFC 9113 4.2)
         max_inbound_header_count=max(512, header_size // 32),  # no field is smaller (RFC 9113 6.5.2); it costs one byte
         stream_reset_rate_limit=(500, 50),
         glitch_rate_limit=(500, 50),
@@ -359,11 +360,12 @@ class ServerCodec:
             raise self._end(ENHANCE_YOUR_CALM, _SAID[ENHANCE_YOUR_CALM])
 
     def _broken(self, error: NGH2Error) -> Http2Error:
+        note = str(error).removeprefix("HTTP/2 engine error: ")
         if isinstance(error, DenialOfServiceError):
-            return self._end(ENHANCE_YOUR_CALM, str(error))
+            return self._end(ENHANCE_YOUR_CALM, note)
         if isinstance(error, ConnectionProtocolError):
-            return self._end(PROTOCOL_ERROR, str(error))
-        return self._end(INTERNAL_ERROR, str(error))
+            return self._end(PROTOCOL_ERROR, note)
+        return self._end(INTERNAL_ERROR, note)
 
     def _end(self, code: int, note: str) -> Http2Error:
         """The error that ends the connection. Nothing can be said behind a frame that was cut."""

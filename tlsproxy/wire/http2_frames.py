@@ -21,6 +21,8 @@ _END_STREAM: Final = 0x1
 _END_HEADERS: Final = 0x4
 _PADDED: Final = 0x8
 _HEADER: Final = 9
+_NOT_EMPTY: Final = 1 << 8  # the first two bytes of a frame from here on: the length, the type (DATA)
+_MAYBE_EMPTY: Final = (1 + 255 + 1) << 8  # below, padding may be all there is (RFC 9113 6.1)
 _STREAM: Final = 0x7FFFFFFF
 _read_header: Final = Struct(">IB").unpack_from  # length and type in one number, flags
 
@@ -87,7 +89,7 @@ class FrameWalk:
                 self._in_block = not flags & _END_HEADERS
             elif kind != DATA:
                 self._note(kind, flags)
-            elif (word < 0x100 or flags & _PADDED) and not flags & _END_STREAM:  # empty, or maybe so
+            elif word < _MAYBE_EMPTY and not flags & _END_STREAM and (word < _NOT_EMPTY or flags & _PADDED):
                 self.noise += 1
         if at >= 0:
             self._length = int.from_bytes(data[at : at + 3], "big")

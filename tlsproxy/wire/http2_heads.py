@@ -116,7 +116,7 @@ class HeadReader:
         self._last = None
         size = _list_size(fields)
         if size > self._limits.header_size:
-            raise _too_large(fields, size, self._limits.header_size)
+            raise self._too_large(fields, size)
         pseudo = {name: value for name, value in fields if name in _PSEUDO}
         regular = [field for field in fields if field[0] not in _PSEUDO]
         _check_bytes(regular)
@@ -130,6 +130,17 @@ class HeadReader:
         if size <= _LONGEST_REPEATED:
             self._remember(head, fields, size, ended=ended)
         return head
+
+    def _too_large(self, fields: Sequence[Field], size: int) -> ProtocolError:
+        """414 if it is the path that is too long, else 431."""
+        biggest, value = max(fields, key=lambda field: len(field[0]) + len(field[1]))
+        if biggest == b":path" and len(value) > self._limits.target_size:
+            return grammar.target_too_long(self._limits.target_size)
+        name, length, limit = biggest[:64].decode("latin-1"), len(biggest) + len(value), self._limits.header_size
+        note = f"limits.header_size {limit} exceeded ({size} received); biggest field: {name} {length} bytes"
+        return ProtocolError(
+            431, f"The request header is larger than {limit} bytes; the biggest field is {name}.", note
+        )
 
     def _remember(self, head: RequestHead, fields: Sequence[Field], size: int, *, ended: bool) -> None:
         self._path_at = next(at for at, field in enumerate(fields) if field[0] == b":path")
@@ -252,14 +263,6 @@ def _take_framing(head: RequestHead, lengths: list[bytes], *, ended: bool) -> No
         head.framing = Framing.CHUNKED
     elif head.method in _WITH_BODY:
         head.framing = Framing.LENGTH  # RFC 9110 8.6: a method that means content says that there is none
-
-
-def _too_large(fields: Sequence[Field], size: int, limit: int) -> ProtocolError:
-    biggest = max(fields, key=lambda field: len(field[0]) + len(field[1]))
-    name = biggest[0][:64].decode("latin-1")
-    length = len(biggest[0]) + len(biggest[1])
-    note = f"limits.header_size {limit} exceeded ({size} received); biggest field: {name} {length} bytes"
-    return ProtocolError(431, f"The request header is larger than {limit} bytes; the biggest field is {name}.", note)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
