@@ -130,7 +130,7 @@ class Http2Stream:
         self.body_pending = False
         self._body_since = 0.0
         if self._tunnel is not None:
-            self._tunnel.client_closed()
+            self._tunnel.client_ended()
         elif self._early is not None:
             self._ended, self._trailers = True, trailers
         elif self._exchange is not None:
@@ -351,7 +351,7 @@ class Http2Stream:
         self.resume_request()
         self._acknowledge()
         if self._ended:
-            self._driver.services.loop.call_soon(tunnel.client_closed)
+            self._driver.services.loop.call_soon(tunnel.client_ended)
         return b"".join(early)
 
     # --- what a tunnel writes to --------------------------------------------------------------------------------------

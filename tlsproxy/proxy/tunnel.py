@@ -7,7 +7,7 @@ both sides get a WebSocket close frame with 1001 at their next frame border, and
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tlsproxy.wire.websocket import GOING_AWAY, FrameBorders, close_frame
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.exchange import Exchange
     from tlsproxy.proxy.services import Services
+
+_FAREWELL: Final = 10.0  # seconds in which a backend answers a close frame, or has closed the connection
 
 
 class TunnelClient(Protocol):
@@ -76,6 +78,13 @@ class Tunnel:
     def client_closed(self) -> None:
         """EOF or loss: what came before it still reaches the backend."""
         self._end()
+
+    def client_ended(self) -> None:
+        """It sends no more and still listens (RFC 8441 5): Chromium ends its stream with its close frame."""
+        if self._from_client.saw_close:
+            self._idle = min(self._idle, _FAREWELL)
+        else:
+            self._end()
 
     def client_full(self) -> None:
         self._backend.pause_reading()
