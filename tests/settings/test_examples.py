@@ -13,7 +13,7 @@ EXAMPLES = sorted(path.name for path in CONFIG.rglob("*.toml"))
 
 def test_there_are_examples() -> None:
     usual = {"tlsproxy.toml", "minimal.toml", "routes.toml", "client-certificates.toml"}
-    assert usual | {"acme.toml", "dns-01.toml", "on-demand.toml"} <= set(EXAMPLES)
+    assert usual | {"acme.toml", "dns-01.toml", "on-demand.toml", "http2-backends.toml"} <= set(EXAMPLES)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.toml")), ids=lambda path: path.name)
