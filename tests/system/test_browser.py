@@ -20,11 +20,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.system.running import PATIENCE, Proxy, Server, free_port, running_proxy
 
 CHROMIUM, DRIVER, CERTUTIL = (shutil.which(name) for name in ("chromium", "chromedriver", "certutil"))
-pytestmark = [
-    pytest.mark.system,
+needs_chromium = [
     pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="chromium and chromedriver are not installed"),
     pytest.mark.skipif(not CERTUTIL, reason="certutil (libnss3-tools) is not installed"),
 ]
+pytestmark = [pytest.mark.system, *needs_chromium]
 
 # FastAPI's page loads Swagger UI from here; the proxy serves the name itself, from the application's stand-in.
 CDN = "cdn.jsdelivr.net"
@@ -62,7 +62,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, trust: ssl.SSLContext, app: 
         yield running
 
 
-def start_chromium(home: Path, proxy: Proxy) -> Chrome:
+def start_chromium(home: Path, proxy: Proxy, *more: str) -> Chrome:
     options = ChromeOptions()
     options.binary_location = CHROMIUM or ""
     rules = f"MAP {CDN}:443 127.0.0.1:{proxy.port}, MAP *.localhost 127.0.0.1, MAP * ^NOTFOUND"
@@ -79,10 +79,21 @@ def start_chromium(home: Path, proxy: Proxy) -> Chrome:
         "--window-size=1000,700",
         f"--host-resolver-rules={rules}",
         f"--user-data-dir={home}/profile",
+        *more,
     ):
         options.add_argument(argument)
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     return Chrome(options, ChromeService(DRIVER, env=environment))
+
+
+def let_trust(home: Path, root: bytes) -> None:
+    """Put the certificate of an authority where users put it."""
+    (home / "root.pem").write_bytes(root)
+    database = home / ".pki" / "nssdb"
+    database.mkdir(parents=True)
+    subprocess.run(["certutil", "-N", "-d", f"sql:{database}", "--empty-password"], check=True)
+    adding = ["-A", "-n", "tlsproxy", "-t", "C,,", "-i", str(home / "root.pem")]
+    subprocess.run(["certutil", "-d", f"sql:{database}", *adding], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +104,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory, proxy: Proxy) -> Iterator[
     root = subprocess.run(
         [sys.executable, "-m", "tlsproxy", "trust", "--print", "--config", config], capture_output=True, check=True
     )
-    (home / "root.pem").write_bytes(root.stdout)
-    database = home / ".pki" / "nssdb"
-    database.mkdir(parents=True)
-    subprocess.run(["certutil", "-N", "-d", f"sql:{database}", "--empty-password"], check=True)
-    adding = ["-A", "-n", "tlsproxy", "-t", "C,,", "-i", str(home / "root.pem")]
-    subprocess.run(["certutil", "-d", f"sql:{database}", *adding], check=True)
+    let_trust(home, root.stdout)
     driver = start_chromium(home, proxy)
     yield driver
     driver.quit()
@@ -128,7 +134,7 @@ def test_the_internal_ca_is_accepted(browser: Chrome, proxy: Proxy) -> None:
     assert see(browser, "body", bool) == "hello"
     assert browser.execute_script("return isSecureContext") is True
     protocol = "return performance.getEntriesByType('navigation')[0].nextHopProtocol"
-    assert browser.execute_script(protocol) == "http/1.1"
+    assert browser.execute_script(protocol) == "h2"
 
 
 def test_the_documentation_page_behind_a_stripped_prefix(browser: Chrome, proxy: Proxy) -> None:

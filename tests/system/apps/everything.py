@@ -126,10 +126,12 @@ def varied_pieces(mib: int) -> Iterator[bytes]:
 
 @app.get("/held/{name}")
 async def held(name: str, request: Request) -> None:
-    """Answer nothing; remember that the client has given up."""
+    """Answer nothing; count who came, and who has given up."""
+    run = runs[name]
+    await _count(run, 1)
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    runs[name].given_up.release()
+    run.given_up.release()
 
 
 @app.get("/given-up/{name}")
@@ -168,15 +170,31 @@ async def receive(name: str, request: Request) -> dict[str, int]:
     """Take a body piece by piece and count what is here already."""
     run = runs[name]
     async for piece in request.stream():
-        async with run.changed:
-            run.received += len(piece)
-            run.changed.notify_all()
+        await _count(run, len(piece))
     return {"bytes": run.received}
+
+
+@app.post("/hesitate/{name}")
+async def hesitate(name: str, request: Request) -> dict[str, int]:
+    """Take a MiB of a body, and the rest of it when allowed."""
+    run, size = runs[name], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size - len(piece) < (1 << 20) <= size:
+            await _count(run, size)
+            await run.allowed.acquire()
+    return {"bytes": size}
+
+
+async def _count(run: Run, size: int) -> None:
+    async with run.changed:
+        run.received += size
+        run.changed.notify_all()
 
 
 @app.get("/received/{name}")
 async def received(name: str, least: int) -> dict[str, int]:
-    """Answer when that many bytes of the body have come."""
+    """Answer when that many bytes of the body have come, or that many requests are held."""
     run = runs[name]
     async with asyncio.timeout(10), run.changed:
         await run.changed.wait_for(lambda: run.received >= least)
