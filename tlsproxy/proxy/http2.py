@@ -10,9 +10,9 @@ Rules kept: a stream that is not taken holds back its own backend only; a connec
 bytes and what its backends had under way, whatever its streams ask for.
 
 Mutable state: `_streams` (open ones, by number), `_waiting` (received, not begun: too much is queued), `_held_back`
-and `_finishing` (those that a flush may help), `_crowded`, `_full`, `_scheduled`, `_over`, `grown`; what a deadline
-needs: `_quiet_since` (no stream is open), `_block` and `_head_since` (the header block under way), `_leaving_since`,
-`_ticked`.
+and `_finishing` (those that a flush may help), `is_tight`, `_crowded`, `_full`, `_scheduled`, `_over`, `grown`; what
+a deadline needs: `_quiet_since` (no stream is open), `_block` and `_head_since` (the header block under way),
+`_leaving_since`, `_ticked`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST: Final = 1024 * 1024  # bytes of answers a connection holds before nothing more is asked of its backends
+_SOME: Final = 1024 * 1024  # bytes of answers a connection holds before each stream may have but little queued
+_MOST: Final = 4 * _SOME  # and before nothing more is asked of its backends: forty streams that nobody takes
 _FEW: Final = _MOST // 2
 _AT_ONCE: Final = 128 * 1024  # bytes taken from the codec in one piece: what is not taken yet can still be overtaken
 _PREFACE: Final = 24 + 9  # bytes of the shortest beginning (RFC 9113 3.4)
@@ -48,7 +49,7 @@ class Http2Driver:
     __slots__ = (
         "_block", "_client_leaves", "_crowded", "_finishing", "_full", "_head_since", "_held_back", "_leaving_since",
         "_over", "_quiet_since", "_received", "_scheduled", "_streams", "_ticked", "_told", "_waiting", "codec",
-        "grown", "peer", "services", "stream",
+        "grown", "is_tight", "peer", "services", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: ClientStream, services: Services) -> None:
@@ -61,6 +62,7 @@ class Http2Driver:
         self._held_back: set[Http2Stream] = set()
         self._finishing: set[Http2Stream] = set()
         self._crowded = False
+        self.is_tight = False
         self._full = False
         self._scheduled = False
         self._over = False
@@ -217,7 +219,9 @@ class Http2Driver:
 
     def look_at_budget(self) -> None:
         """More was queued: enough for now?"""
-        if not self._crowded and self.codec.queued() > _MOST:
+        queued = self.codec.queued()
+        self.is_tight = queued > _SOME
+        if queued > _MOST and not self._crowded:
             self._crowded = True
             for each in self._streams.values():
                 each.hold()

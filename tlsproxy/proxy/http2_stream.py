@@ -293,7 +293,7 @@ class Http2Stream:
             return
         size = len(data)
         self._written += size
-        if self._written > _HIGH or size > _MUCH:
+        if self._written > _HIGH or size > _MUCH or driver.is_tight:
             self._look_at_queue()
 
     def send_end(self, trailers: Fields) -> None:
@@ -379,7 +379,7 @@ class Http2Stream:
 
     def _look_at_queue(self) -> None:
         driver = self._driver
-        if not self._is_full and driver.codec.queued(self._number) > _HIGH:
+        if not self._is_full and driver.codec.queued(self._number) > (_LOW if driver.is_tight else _HIGH):
             self._is_full = True
             driver.hold_back(self)
             self.hold()
