@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ngh2 import Connection, DataReceived, NGH2Error, ResponseReceived, Role, StreamClosed
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
@@ -75,6 +76,52 @@ def two_instances(target: Target) -> str:
         connection.close()
     expect(seen == {"one", "two"}, f"only {sorted(seen)} answered")
     return "6 requests on one connection, answered by one and two"
+
+
+def http_2(target: Target) -> str:
+    """Twenty requests at once on one connection, by the codec that the proxy has too, in its role of a client."""
+    context = target.tls()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    wanted = 20
+    with (
+        socket.create_connection(("localhost", target.https_port), timeout=TIMEOUT) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        expect(tls.selected_alpn_protocol() == "h2", f"ALPN agreed on {tls.selected_alpn_protocol()}")
+        codec = Connection(Role.CLIENT)
+        codec.initiate_connection()
+        fields = [
+            (b":method", b"GET"),
+            (b":scheme", b"https"),
+            (b":authority", target.origin.encode()),
+            (b":path", b"/"),
+        ]
+        streams = [codec.send_request(fields, end_stream=True) for _ in range(wanted)]
+        statuses, bodies = _answers(tls, codec, wanted)
+    expect([statuses[stream] for stream in streams] == [b"200"] * wanted, f"statuses {sorted(statuses.values())}")
+    seen = {json.loads(bodies[stream])["instance"] for stream in streams}
+    expect(seen == {"one", "two"}, f"only {sorted(seen)} answered")
+    return f"ALPN h2, {wanted} requests at once on one connection, answered by one and two"
+
+
+def _answers(tls: ssl.SSLSocket, codec: Connection, wanted: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Return the status and the body of each stream, once all are closed."""
+    statuses: dict[int, bytes] = {}
+    bodies: dict[int, bytes] = {}
+    closed = 0
+    while closed < wanted:
+        tls.sendall(codec.data_to_send())
+        data = tls.recv(65_536)
+        expect(bool(data), f"the connection was closed after {closed} of {wanted} answers")
+        codec.receive_data(data)
+        for event in codec.events():
+            if isinstance(event, ResponseReceived):
+                statuses[event.stream_id] = dict(event.headers)[b":status"]
+            elif isinstance(event, DataReceived):
+                bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
+            elif isinstance(event, StreamClosed):
+                closed += 1
+    return statuses, bodies
 
 
 def forwarded_headers(target: Target) -> str:
@@ -196,6 +243,7 @@ CHECKS: dict[str, Callable[[Target], str]] = {
     "certificate": certificate,
     "JSON": json_both_ways,
     "two instances": two_instances,
+    "HTTP/2": http_2,
     "X-Forwarded": forwarded_headers,
     "forged headers": forged_headers,
     "app's redirect": own_redirect,
@@ -219,7 +267,15 @@ def run_checks(target: Target) -> bool:
 def _run(name: str, check: Callable[[Target], str], target: Target) -> bool:
     try:
         verdict, saw = "ok", check(target)
-    except (UnexpectedError, OSError, ValueError, KeyError, http.client.HTTPException, WebSocketException) as error:
+    except (
+        UnexpectedError,
+        OSError,
+        ValueError,
+        KeyError,
+        http.client.HTTPException,
+        WebSocketException,
+        NGH2Error,
+    ) as error:
         verdict, saw = "FAILED", f"{type(error).__name__}: {error}"
     print(f"  {verdict:6}  {name:16}  {saw}", flush=True)
     return verdict == "ok"
