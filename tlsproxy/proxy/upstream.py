@@ -12,13 +12,14 @@ backend is always tried: leaving it alone would help nobody.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from tlsproxy.proxy.backend import BackendConnection
 from tlsproxy.proxy.dialing import Place
@@ -32,13 +33,18 @@ logger = logging.getLogger(__name__)
 _FAILURES: Final = 3
 _LONGEST_PAUSE: Final = 30.0
 _IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
-_IDLE_DEFAULT: Final = 4.0
 _BURST: Final = 4  # times the idle connections that are kept
 _BURST_LASTS: Final = 1.0
 _SHORTEST_IDLE: Final = 0.5
 _LEARNED_FOR: Final = 600.0
 _TRIAL_APART: Final = 1.0
 _LONGEST_CLOSE: Final = 10.0
+
+
+class Abortable(Protocol):
+    """What is being closed in peace, and may have to be ended without."""
+
+    def abort(self) -> None: ...
 
 
 class Backend:
@@ -49,8 +55,10 @@ class Backend:
 
     __slots__ = (
         "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_on_trial", "_pause", "_place",
-        "_server", "active", "closing", "has_siblings", "idle", "most_idle", "quoted", "url",
+        "_server", "_writing", "active", "closing", "has_siblings", "idle", "most_idle", "quoted", "url",
     )  # fmt: skip
+
+    idle_default: ClassVar[float] = 4.0  # seconds, of servers that are not known
 
     def __init__(self, url: str, *, most_idle: int) -> None:
         self.url = url
@@ -58,13 +66,14 @@ class Backend:
         self._place = Place(url)
         self.most_idle = most_idle
         self.idle: list[BackendConnection] = []
-        self.closing: list[tuple[float, BackendConnection]] = []  # since when they have been closing, oldest first
+        self.closing: list[tuple[float, Abortable]] = []  # since when they have been closing, oldest first
         self.active = 0
+        self._writing: list[BackendConnection] = []
         self._failures = 0
         self._pause = 0.0
         self._ejected_until = 0.0
         self._server = b""
-        self._idle_limit = _IDLE_DEFAULT
+        self._idle_limit = self.idle_default
         self._learned_at = 0.0  # 0: the limit is not learned
         self._last_trial = 0.0
         self._on_trial = False
@@ -100,12 +109,15 @@ class Backend:
         self.idle.append(connection)
 
     def forget(self, connection: BackendConnection) -> None:
-        """An idle connection is gone: closed by the server, whose patience is learned from it."""
-        if connection not in self.idle:
-            return
-        self.idle.remove(connection)
+        """An idle connection is gone: closed by the server."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self.learn_patience(connection.idle_since)
+
+    def learn_patience(self, idle_since: float) -> None:
+        """The server has just closed a connection that was idle since then: others are given up earlier."""
         now = time.monotonic()
-        lasted = now - connection.idle_since
+        lasted = now - idle_since
         if _SHORTEST_IDLE <= lasted < self._idle_limit:
             self._idle_limit = max(_SHORTEST_IDLE, lasted * 0.8)
             self._learned_at = now
@@ -117,7 +129,18 @@ class Backend:
             return
         self._server = name
         if not self._learned_at:
-            self._idle_limit = _idle_limit_of(name)
+            self._idle_limit = _idle_limit_of(name, self.idle_default)
+
+    def turn_ends_for(self, connection: BackendConnection) -> None:
+        """`connection` has something to write: have it do so at the end of this turn of the loop."""
+        if not self._writing:
+            asyncio.get_running_loop().call_soon(self._write_out)
+        self._writing.append(connection)
+
+    def _write_out(self) -> None:
+        writing, self._writing = self._writing, []
+        for connection in writing:
+            connection.write_out()
 
     def close_idle(self, now: float) -> None:
         """Close what has been idle too long. The stack is oldest first. What was learned is forgotten after a while:
@@ -125,7 +148,7 @@ class Backend:
         """
         if self._learned_at and now - self._learned_at > _LEARNED_FOR:
             self._learned_at = 0.0
-            self._idle_limit = _idle_limit_of(self._server)
+            self._idle_limit = _idle_limit_of(self._server, self.idle_default)
         while self.closing and self.closing[0][0] <= now - _LONGEST_CLOSE:
             self.closing.pop(0)[1].abort()
         limit = now - self._idle_limit
@@ -138,6 +161,10 @@ class Backend:
     def close_all_idle(self) -> None:
         while self.idle:
             self.idle.pop().abort()
+
+    def close(self) -> None:
+        """The worker leaves: let go of every connection that nobody holds."""
+        self.close_all_idle()
 
     def succeeded(self) -> None:
         if self._failures:
@@ -180,9 +207,9 @@ class Backend:
         return True
 
 
-def _idle_limit_of(server: bytes) -> float:
+def _idle_limit_of(server: bytes, default: float) -> float:
     product = server.partition(b"/")[0].lower()
-    return next((limit for name, limit in _IDLE_BY_SERVER.items() if product.startswith(name)), _IDLE_DEFAULT)
+    return next((limit for name, limit in _IDLE_BY_SERVER.items() if product.startswith(name)), default)
 
 
 Chooser = Callable[[Sequence[Backend], str], Backend]
@@ -238,7 +265,8 @@ class Upstream:
             except OutOfResources:
                 raise  # no other backend can be reached either, and none is to blame
             except ConnectFailed as failure:
-                backend.failed(failure.note)
+                if failure.counts:
+                    backend.failed(failure.note)
                 tried.append(backend)
                 following = self.choose(client, tried)
                 if following is None:
