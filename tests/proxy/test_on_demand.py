@@ -344,7 +344,7 @@ def test_a_record_may_be_of_a_dropped_context(stage: Stage) -> None:
 
 
 def test_who_speaks_no_http_is_not_worth_a_certificate(scene: Stage) -> None:
-    context = client_context_for("h2")
+    context = client_context_for("imap")
     with scene.dial() as raw:
         raw.sendall(first_flight(HOST, context))
         assert read_all(raw) == alert(120)
