@@ -9,16 +9,39 @@ from collections.abc import Iterable
 from typing import Final
 
 import hpack
-from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
-from tests.fakes.frames import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, Fields, block, frame
+from tests.fakes.frames import (
+    CANCEL,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    Fields,
+    block,
+    frame,
+)
 from tlsproxy.wire.http2 import Http2Error, Limits, ServerCodec
 from tlsproxy.wire.messages import ProtocolError, RequestHead
 
 LIMITS: Final = Limits(header_size=8192, header_count=50, target_size=1024, streams=100)
 BEGIN: Final = PREFACE + frame(SETTINGS)
+FULL: Final = 16_384  # bytes of the largest frame (RFC 9113 4.2)
 GET: Final[Fields] = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.test"), (b":path", b"/")]
 POST: Final[Fields] = [(b":method", b"POST"), *GET[1:]]
+WEBSOCKET: Final[Fields] = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), *GET[1:]]
 
 
 class Recorder:
@@ -123,6 +146,15 @@ class Wire:
     def of(self, kind: type[Frame], stream: int | None = None) -> list[Frame]:
         return [each for each in self.frames if type(each) is kind and stream in (None, each.stream_id)]
 
+    def content(self, stream: int) -> list[bytes]:
+        """The pieces of its answer's body."""
+        return [each.data for each in self.frames if isinstance(each, DataFrame) and each.stream_id == stream]
+
+    @property
+    def heads(self) -> list[bytes]:
+        """All header blocks, as they came."""
+        return [each.data for each in self.frames if isinstance(each, HeadersFrame)]
+
     def resets(self) -> dict[int, int]:
         return {each.stream_id: each.error_code for each in self.frames if isinstance(each, RstStreamFrame)}
 
@@ -140,6 +172,15 @@ class Wire:
         first = self.frames[0]
         assert isinstance(first, SettingsFrame)
         return dict(first.settings)
+
+    @property
+    def table_size(self) -> int:
+        """Bytes that the codec has the client's decoder keep (RFC 7541 4.1)."""
+        return int(self._decoder.header_table_size)
+
+    @property
+    def table_entries(self) -> int:
+        return len(self._decoder.header_table.dynamic_entries)
 
     def _hear(self, data: bytes) -> None:
         data = self._unread + data
@@ -165,6 +206,22 @@ def request(stream: int, fields: Iterable[tuple[bytes, bytes]] = GET, *, ended: 
 
 def body(stream: int, data: bytes = b"", *, ended: bool = False) -> bytes:
     return frame(DATA, data, flags=END_STREAM if ended else 0, stream=stream)
+
+
+def trailers(stream: int, fields: Fields) -> bytes:
+    return frame(HEADERS, block(fields), flags=END_HEADERS | END_STREAM, stream=stream)
+
+
+def reset(stream: int, code: int = CANCEL) -> bytes:
+    return frame(RST_STREAM, code.to_bytes(4, "big"), stream=stream)
+
+
+def window_update(stream: int, size: int) -> bytes:
+    return frame(WINDOW_UPDATE, size.to_bytes(4, "big"), stream=stream)
+
+
+def settings_frame(*pairs: tuple[int, int]) -> bytes:
+    return frame(SETTINGS, b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in pairs))
 
 
 def frames_of(data: bytes) -> list[Frame]:

@@ -27,6 +27,7 @@ from ngh2 import (
     Event,
     GoAwayReceived,
     NGH2Error,
+    PriorityUpdateReceived,
     RequestReceived,
     Role,
     Setting,
@@ -141,6 +142,8 @@ class ServerCodec:
         if walk.noise:  # paid before it is worked off
             self._pay(walk.noise)
             walk.noise = 0
+        if walk.fault:
+            raise self._end(walk.fault, "the client sent a frame that RFC 9113 does not allow there, or of that size")
         try:
             self._connection.receive_data(data)
         except NGH2Error as error:
@@ -179,6 +182,10 @@ class ServerCodec:
         elif isinstance(event, GoAwayReceived):
             self._is_left = True  # whatever it says about why is its own affair
             self._events.client_leaves()
+        elif (
+            isinstance(event, PriorityUpdateReceived) and not event.stream_id
+        ):  # RFC 9218 7.1; libnghttp2 does not mind
+            raise self._end(PROTOCOL_ERROR, "the client gave a priority to stream 0")
         elif isinstance(event, ConnectionClosed):
             self.is_over = True
             if event.error_code and not self._is_left:
