@@ -180,6 +180,9 @@ class FramePeer:
 
     def send(self, *frames: Frame | bytes) -> None:
         """In one piece. A server that has closed already is no error here: reading tells."""
+        for each in frames:
+            if isinstance(each, WindowUpdateFrame):
+                self._given[each.stream_id] = self.given(each.stream_id) + each.window_increment
         data = b"".join(each if isinstance(each, bytes) else each.serialize() for each in frames)
         with contextlib.suppress(*CUT, BrokenPipeError):
             self.sock.sendall(data)
@@ -240,7 +243,6 @@ class FramePeer:
 
     def grant(self, size: int, stream: int = 0) -> None:
         """Let the server send so much more (WINDOW_UPDATE)."""
-        self._given[stream] = self.given(stream) + size
         self.send(WindowUpdateFrame(stream, size))
 
     def change_settings(self, settings: Mapping[int, int]) -> None:

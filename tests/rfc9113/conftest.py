@@ -30,11 +30,12 @@ def honest(stage: Stage) -> FramePeer:
 
 
 @pytest.fixture(autouse=True)
-def _others_are_served(stage: Stage, honest: FramePeer) -> Iterator[None]:
+def _others_are_served(stage: Stage, honest: FramePeer, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever a test does on its connection, another one is served, and nothing of ours has crashed."""
     yield
     assert honest.get("/honest").body == b"ok"
     assert stage.crashes == []
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 @pytest.fixture

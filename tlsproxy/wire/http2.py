@@ -182,9 +182,8 @@ class ServerCodec:
         elif isinstance(event, GoAwayReceived):
             self._is_left = True  # whatever it says about why is its own affair
             self._events.client_leaves()
-        elif (
-            isinstance(event, PriorityUpdateReceived) and not event.stream_id
-        ):  # RFC 9218 7.1; libnghttp2 does not mind
+        elif isinstance(event, PriorityUpdateReceived) and not event.prioritized_stream_id:
+            # RFC 9218 7.1; libnghttp2 does not mind.
             raise self._end(PROTOCOL_ERROR, "the client gave a priority to stream 0")
         elif isinstance(event, ConnectionClosed):
             self.is_over = True
@@ -352,6 +351,10 @@ class ServerCodec:
             self._connection.send_goaway(code)
         except NGH2Error:
             return
+
+    def close(self) -> None:
+        """The connection is gone: let go of the driver, or both would wait, with what is queued, to be collected."""
+        del self._events
 
     def earn(self, credit: int) -> None:
         """Credit for time gone by."""

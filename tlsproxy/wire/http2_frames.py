@@ -10,10 +10,13 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from tlsproxy.wire.http2_base import FRAME_SIZE_ERROR, PROTOCOL_ERROR
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 3.4
 
 DATA: Final = 0
 HEADERS: Final = 1
+PRIORITY: Final = 2
 RST_STREAM: Final = 3
 CONTINUATION: Final = 9
 
@@ -24,6 +27,7 @@ _HEADER: Final = 9
 _NOT_EMPTY: Final = 1 << 8  # the first two bytes of a frame from here on: the length, the type (DATA)
 _MAYBE_EMPTY: Final = (1 + 255 + 1) << 8  # below, padding may be all there is (RFC 9113 6.1)
 _STREAM: Final = 0x7FFFFFFF
+_LARGEST: Final = 16_384  # the SETTINGS_MAX_FRAME_SIZE that both codecs leave as it is
 _read_header: Final = Struct(">IB").unpack_from  # length and type in one number, flags
 
 
@@ -33,7 +37,8 @@ class FrameWalk:
     `noise`: frames that are neither a request nor content; `resets`: those of them that are RST_STREAM. Whoever looks
     sets them back to 0. `heads`: HEADERS frames so far. `block`: 0, or the number of the frame whose header, or whose
     header block, is not complete. `data_stream`: 0, or the stream of a DATA frame that is not complete, and
-    `data_seen` the bytes of its payload that have come.
+    `data_seen` the bytes of its payload that have come. `fault`: 0, or the error code for a frame that libnghttp2 takes
+    and RFC 9113 does not: CONTINUATION of any size (4.2), PRIORITY on stream 0 (6.3).
     """
 
     __slots__ = (
@@ -48,6 +53,7 @@ class FrameWalk:
         "block",
         "data_seen",
         "data_stream",
+        "fault",
         "heads",
         "noise",
         "resets",
@@ -65,6 +71,7 @@ class FrameWalk:
         self.noise = 0
         self.resets = 0
         self.heads = 0
+        self.fault = 0
         self.block = 0
         self.data_stream = 0
         self.data_seen = 0
@@ -88,7 +95,7 @@ class FrameWalk:
                 self._begun = self._frames
                 self._in_block = not flags & _END_HEADERS
             elif kind != DATA:
-                self._note(kind, flags)
+                self._note(kind, flags, data, at)
             elif word < _MAYBE_EMPTY and not flags & _END_STREAM and (word < _NOT_EMPTY or flags & _PADDED):
                 self.noise += 1
         if at >= 0:
@@ -97,11 +104,15 @@ class FrameWalk:
             self._stream = int.from_bytes(data[at + 5 : at + 9], "big") & _STREAM
         self._stop(data, position, end)
 
-    def _note(self, kind: int, flags: int) -> None:
+    def _note(self, kind: int, flags: int, data: bytes, at: int) -> None:
         if kind == CONTINUATION:
             self._in_block = self._in_block and not flags & _END_HEADERS
+            if int.from_bytes(data[at : at + 3], "big") > _LARGEST:
+                self.fault = FRAME_SIZE_ERROR
             return
         self.noise += 1
+        if kind == PRIORITY and not int.from_bytes(data[at + 5 : at + 9], "big") & _STREAM:
+            self.fault = PROTOCOL_ERROR
         if kind == RST_STREAM:
             self.resets += 1
 
