@@ -111,6 +111,7 @@ class Http2Driver:
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
         self._drop_streams()
+        self.codec.close()
 
     def pause_writing(self) -> None:
         self._full = True
