@@ -33,7 +33,8 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._path = url.removeprefix("unix:") if url.startswith("unix:") else ""
+        scheme, _, path = url.partition("unix:")
+        self._path = path if scheme in ("", "h2c+") else ""
         self._host, self._port = ("", 0) if self._path else split_url(url)
         self._is_name = not self._path and not _is_address(self._host)
         self._known: list[str] = []
@@ -105,8 +106,8 @@ class Place:
 
 
 def split_url(url: str) -> tuple[str, int]:
-    """Host and port of "http://host:port" or "http://[v6]:port"; the settings have checked the form."""
-    host, _, port = url.removeprefix("http://").rpartition(":")
+    """Host and port of "http://host:port", "h2c://host:port" maybe with "[v6]"; the settings have checked it."""
+    host, _, port = url.partition("://")[2].rpartition(":")
     return host.strip("[]"), int(port)
 
 

@@ -35,6 +35,14 @@ class ConnectTimedOut(ConnectFailed):
     detail = "The application behind this server did not accept a connection in time."
 
 
+class TooBusy(ConnectFailed):
+    """It does all that it lets us ask for at once."""
+
+    status = 503
+    detail = "The application behind this server has more to do than it can at the moment."
+    counts = False
+
+
 class OutOfResources(ConnectFailed):
     """This process has no descriptor or memory left for one more connection: no backend could be reached."""
 
@@ -69,6 +77,12 @@ class ClosedInAnswer(BackendFailure):
     detail = "The application behind this server stopped in the middle of its answer."
 
 
+class BrokenOff(BackendFailure):
+    """It gave this request up, and said so."""
+
+    detail = "The application behind this server broke off its answer."
+
+
 class BadAnswer(BackendFailure):
     """The answer breaks HTTP, or was not asked for."""
 
@@ -78,6 +92,13 @@ class BadAnswer(BackendFailure):
 class AnswerTimedOut(BackendFailure):
     status = 504
     detail = "The application behind this server did not answer in time."
+
+
+class NoWebSocket(BackendFailure):
+    """Nothing was sent: it would not have known what it is."""
+
+    detail = "The application behind this server does not accept WebSocket connections."
+    counts = False
 
 
 class NoBackend(BackendFailure):

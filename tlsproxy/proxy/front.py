@@ -19,6 +19,7 @@ from tlsproxy.proxy.certificates import Certificates
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.listener import Connections, Listener
+from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 from tlsproxy.proxy.plain import PlainConnection
 from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
@@ -149,7 +150,7 @@ class Front:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         for backend in self._backends.values():
-            backend.close_all_idle()
+            backend.close()
         self._access.flush()
         self._writer.close()
 
@@ -245,7 +246,8 @@ class Front:
         """Routes that name the same backend share its pool and what is known of its health."""
         backend = self._backends.get(url)
         if backend is None:
-            backend = self._backends[url] = Backend(url, most_idle=most_idle)
+            kind = MultiplexedBackend if url.startswith("h2c") else Backend
+            backend = self._backends[url] = kind(url, most_idle=most_idle)
         return backend
 
     def _may_share(self, info: ConnectionInfo, site: str) -> bool:

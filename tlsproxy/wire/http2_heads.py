@@ -337,7 +337,11 @@ def websocket_key() -> bytes:
     return base64.b64encode(secrets.token_bytes(16))
 
 
+def websocket_accept(key: bytes) -> bytes:
+    """The Sec-WebSocket-Accept that proves that a handshake with `key` was understood (RFC 6455 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
+
+
 def is_right_accept(key: bytes, accept: bytes) -> bool:
-    """Whether a Sec-WebSocket-Accept proves that the backend understood the handshake with `key` (RFC 6455 4.2.2)."""
-    expected = base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
-    return accept == expected
+    """Whether `accept` is that proof."""
+    return accept == websocket_accept(key)

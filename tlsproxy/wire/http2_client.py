@@ -1,0 +1,350 @@
+"""The HTTP/2 codec towards backends: requests out, answers and pieces of their bodies in. Pure; libnghttp2 works.
+
+The strategy of `http2`, seen from the other end. What a request says was decided by `forwarding`, which writes HTTP/1.1
+heads; `http2_answers` makes fields of them, and heads of the fields that come back. A backend is trusted with content,
+not with framing, and what it may cost is bounded: header lists, pushes (none), frames that mean nothing.
+
+Rule kept: behind an Http2Error the codec is dead.
+
+Mutable state: `_bodiless` (streams whose answer has no body), `_reset_stream` (the last one that the backend has
+reset), `_credit`, `_lost` (bytes of the window), `_is_cut` (what was sent last may end inside a frame),
+`is_settled`, `_is_left` (the backend has said goodbye), `most_streams`, `offers_connect`, `is_over`, `error`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from ngh2 import (
+    Configuration,
+    Connection,
+    ConnectionClosed,
+    DataReceived,
+    DenialOfServiceError,
+    Event,
+    GoAwayReceived,
+    InformationalResponseReceived,
+    NGH2Error,
+    PingAcknowledged,
+    PushedStreamReceived,
+    ResponseReceived,
+    Role,
+    Setting,
+    SettingsReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+
+from tlsproxy.wire.fields import Fields
+from tlsproxy.wire.http2_answers import ANSWER_HEADER_SIZE, AnswerReader, RequestFields
+from tlsproxy.wire.http2_base import (
+    CANCEL,
+    ENHANCE_YOUR_CALM,
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    Http2Error,
+    StreamGone,
+    goaway_frame,
+)
+from tlsproxy.wire.http2_frames import FrameWalk
+from tlsproxy.wire.http2_heads import lower_fields
+from tlsproxy.wire.messages import ProtocolError, ResponseHead
+
+__all__ = ["CANCEL", "NO_ERROR", "REFUSED_STREAM", "ClientCodec", "ClientEvents", "Http2Error", "StreamGone"]
+
+WINDOW: Final = 128 * 1024  # bytes of an answer that may come before its client takes any
+MOST_STREAMS: Final = 100  # at once on one connection, if the backend allows more
+_ALL_WINDOWS: Final = MOST_STREAMS * WINDOW  # of the connection: a stream that is not taken can't hold back another
+_LONGEST_NOTE: Final = 200
+_CREDIT: Final = 1000
+_FOR_REQUEST: Final = 10  # credit that a request of ours is worth
+_FOR_PIECE: Final = 2  # a backend may answer each DATA frame with two WINDOW_UPDATE
+_CONFIGURATION: Final = Configuration(
+    auto_window_update=False,
+    max_reserved_remote_streams=0,
+    max_send_header_block_length=1024 * 1024,  # a client's head was judged already
+    max_inbound_header_list_size=4 * ANSWER_HEADER_SIZE,  # above it the connection ends, below it the stream
+    max_inbound_header_count=4 * ANSWER_HEADER_SIZE // 32,  # no field is smaller (RFC 9113 6.5.2)
+    stream_reset_rate_limit=(1000, 1000),
+    glitch_rate_limit=(500, 50),
+)
+
+
+class ClientEvents(Protocol):
+    """What a driver is told, from inside `receive` and `send`."""
+
+    def settings_received(self) -> None:
+        """The backend has spoken (the first time), or has changed what it allows."""
+        ...
+
+    def interim_received(self, stream: int, head: ResponseHead) -> None: ...
+    def head_received(self, stream: int, head: ResponseHead, *, ended: bool) -> None: ...
+    def body_received(self, stream: int, data: bytes, *, ended: bool) -> None: ...
+    def trailers_received(self, stream: int, trailers: Fields) -> None:
+        """They end the answer."""
+        ...
+
+    def answer_refused(self, stream: int, note: str) -> None:
+        """Its head can't be taken; `stream_closed` follows."""
+        ...
+
+    def stream_closed(self, stream: int, code: int, *, by_backend: bool) -> None:
+        """Both directions are over: in order (`code` 0), reset by the backend or by our side, which includes libnghttp2
+        for what is malformed. REFUSED_STREAM: nothing of the request was processed (RFC 9113 8.7).
+        """
+        ...
+
+    def backend_leaves(self, code: int, note: str) -> None:
+        """GOAWAY: it takes no more streams."""
+        ...
+
+    def pong_received(self) -> None: ...
+
+
+class ClientCodec:
+    """See the module's text. Sends its preface and SETTINGS with the first `send`."""
+
+    __slots__ = (
+        "_answers", "_bodiless", "_connection", "_credit", "_events", "_is_cut", "_is_left", "_lost", "_requests",
+        "_reset_stream", "_walk", "error", "is_over", "is_settled", "most_streams", "offers_connect",
+    )  # fmt: skip
+
+    def __init__(self, events: ClientEvents) -> None:
+        self._events = events
+        self._requests = RequestFields()
+        self._answers = AnswerReader()
+        self._walk = FrameWalk(skip=0)
+        self._bodiless: set[int] = set()
+        self._reset_stream = 0
+        self._credit = _CREDIT
+        self._lost = 0
+        self._is_cut = False
+        self._is_left = False
+        self.is_settled = False  # its SETTINGS have come
+        self.most_streams = MOST_STREAMS  # until they say otherwise (RFC 9113 6.5.2)
+        self.offers_connect = False  # RFC 8441 3
+        self.is_over = False
+        self.error = ""
+        self._connection = Connection(Role.CLIENT, _CONFIGURATION)
+        self._connection.initiate_connection(
+            {
+                Setting.ENABLE_PUSH: 0,
+                Setting.INITIAL_WINDOW_SIZE: WINDOW,
+                Setting.MAX_HEADER_LIST_SIZE: ANSWER_HEADER_SIZE,
+            }
+        )
+        self._connection.set_local_window_size(_ALL_WINDOWS)
+
+    def __repr__(self) -> str:
+        return f"<ClientCodec {self.queued()} bytes queued, credit {self._credit}>"
+
+    # --- what the backend sends ---------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes of the backend and tell the driver what they mean. Raises Http2Error."""
+        walk = self._walk
+        walk.feed(data)
+        if walk.noise:  # paid before it is worked off
+            self._credit -= walk.noise
+            walk.noise = 0
+            if self._credit < 0:
+                raise self._end(ENHANCE_YOUR_CALM, "the backend sent too many frames that mean nothing")
+        try:
+            self._connection.receive_data(data)
+        except NGH2Error as error:
+            raise self._broken(error) from error
+        self._tell(self._connection.events())
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, DataReceived):
+                self._earn(len(event.data) >> 10)
+                self._events.body_received(event.stream_id, event.data, ended=event.end_stream)
+            elif isinstance(event, ResponseReceived):
+                self._head(event)
+            elif isinstance(event, StreamClosed):
+                self._closed(event)
+            elif isinstance(event, TrailersReceived):
+                self._trailers(event)
+            else:
+                self._tell_rare(event)
+
+    def _tell_rare(self, event: Event) -> None:
+        if isinstance(event, InformationalResponseReceived):
+            self._head(event)
+        elif isinstance(event, StreamReset):
+            self._reset_stream = event.stream_id  # its StreamClosed is the next event
+        elif isinstance(event, SettingsReceived):
+            settings = self._connection.remote_settings
+            self.is_settled = True
+            self.most_streams = min(settings[Setting.MAX_CONCURRENT_STREAMS], MOST_STREAMS)
+            self.offers_connect = settings[Setting.ENABLE_CONNECT_PROTOCOL] == 1
+            self._events.settings_received()
+        elif isinstance(event, GoAwayReceived):
+            self._is_left = True
+            self._events.backend_leaves(event.error_code, _text(event.debug_data))
+        elif isinstance(event, PingAcknowledged):
+            self._events.pong_received()
+        elif isinstance(event, PushedStreamReceived):
+            self.reset(event.promised_stream_id, CANCEL)  # it came before our SETTINGS were known
+        elif isinstance(event, ConnectionClosed):
+            self.is_over = True
+            if event.error_code and not self._is_left:
+                self.error = _text(event.debug_data) or f"it broke a rule of HTTP/2 (code {event.error_code})"
+
+    def _head(self, event: ResponseReceived | InformationalResponseReceived) -> None:
+        stream = event.stream_id
+        ended = isinstance(event, ResponseReceived) and event.end_stream
+        try:
+            head = self._answers.read(event.headers, bodiless=stream in self._bodiless, ended=ended)
+        except ProtocolError as error:
+            self._refuse(stream, error)
+            return
+        if head.status < 200:
+            self._events.interim_received(stream, head)
+        else:
+            self._events.head_received(stream, head, ended=ended)
+
+    def _trailers(self, event: TrailersReceived) -> None:
+        try:
+            trailers = self._answers.trailers(event.headers)
+        except ProtocolError as error:
+            self._refuse(event.stream_id, error)
+        else:
+            self._events.trailers_received(event.stream_id, trailers)
+
+    def _closed(self, event: StreamClosed) -> None:
+        stream = event.stream_id
+        if stream == self._walk.data_stream:
+            self._regain(self._walk.data_seen)
+        self._bodiless.discard(stream)
+        by_backend = self._reset_stream == stream
+        self._reset_stream = 0
+        self._events.stream_closed(stream, event.error_code, by_backend=by_backend)
+
+    def _refuse(self, stream: int, error: ProtocolError) -> None:
+        self.reset(stream, PROTOCOL_ERROR)
+        self._events.answer_refused(stream, error.note)
+
+    # --- what the backend gets ----------------------------------------------------------------------------------------
+
+    def send(self, most: int) -> bytes:
+        """The bytes to write now, at most `most` of them; 0: all that the windows allow. Raises Http2Error."""
+        connection = self._connection
+        try:
+            data = connection.data_to_send(most if most > 0 else None)
+        except NGH2Error as error:
+            raise self._broken(error) from error
+        self._is_cut = 0 < most <= len(data)
+        events = connection.events()
+        if events:
+            self._tell(events)
+        return data
+
+    @property
+    def wants_to_send(self) -> bool:
+        return self._connection.want_write
+
+    def request(self, head: bytes, *, ended: bool, websocket: bool = False) -> int:
+        """Queue a request; `head` is as `forwarding` writes it for HTTP/1.1. Returns its stream. Raises StreamGone.
+
+        `ended`: it has no body. `websocket`: it is sent as an extended CONNECT (RFC 8441 4).
+        """
+        fields = self._requests.websocket(head) if websocket else self._requests.read(head)
+        try:
+            stream = self._connection.send_request(fields, end_stream=ended)
+        except NGH2Error as error:
+            raise StreamGone from error
+        if head.startswith(b"HEAD "):
+            self._bodiless.add(stream)
+        self._earn(_FOR_REQUEST)
+        return stream
+
+    def send_data(self, stream: int, data: bytes, *, ended: bool = False) -> None:
+        """Queue a piece of the request. Raises StreamGone, as the following do."""
+        try:
+            self._connection.send_data(stream, data, end_stream=ended)
+        except NGH2Error as error:
+            raise StreamGone from error
+        self._earn(_FOR_PIECE + (len(data) >> 10))
+
+    def send_trailers(self, stream: int, trailers: Fields) -> None:
+        """End the request with these."""
+        try:
+            self._connection.send_trailers(stream, lower_fields(trailers))
+        except NGH2Error as error:
+            raise StreamGone from error
+
+    def end(self, stream: int) -> None:
+        try:
+            self._connection.end_stream(stream)
+        except NGH2Error as error:
+            raise StreamGone from error
+
+    def reset(self, stream: int, code: int) -> None:
+        """End both directions of a stream. Nothing happens if it is gone."""
+        try:
+            self._connection.reset_stream(stream, code)
+        except NGH2Error:
+            return
+
+    def ping(self) -> None:
+        """Ask for a sign of life: `pong_received`. Raises StreamGone if the connection is over."""
+        try:
+            self._connection.ping()
+        except NGH2Error as error:
+            raise StreamGone from error
+
+    # --- windows and endings ------------------------------------------------------------------------------------------
+
+    def acknowledge(self, stream: int, size: int) -> None:
+        """`size` bytes of what was received have gone on: the backend may send as many again."""
+        try:
+            self._connection.acknowledge_received_data(size, stream)
+        except NGH2Error:
+            return
+
+    def _regain(self, size: int) -> None:
+        """Give the connection's window what it lost: a stream was closed, and the first part of a DATA frame with it.
+
+        libnghttp2 can't be told that these bytes are consumed, so its window is made larger. That must not go on for
+        ever: it asks for as much before it lets the backend send on.
+        """
+        self._lost += size
+        if self._lost > _ALL_WINDOWS // 2:
+            self._events.backend_leaves(NO_ERROR, "the connection is worn out")
+        else:
+            self._connection.set_local_window_size(_ALL_WINDOWS + self._lost)
+
+    def queued(self, stream: int = 0) -> int:
+        """Bytes of bodies that `send` has not taken; 0 = of all streams."""
+        return self._connection.queued_body_size(stream or None)
+
+    def shut_down(self) -> None:
+        """Say that no more requests come (RFC 9113 6.8)."""
+        try:
+            self._connection.send_goaway(NO_ERROR)
+        except NGH2Error:
+            return
+
+    def earn(self, credit: int) -> None:
+        """Credit for time gone by."""
+        self._earn(credit)
+
+    def _earn(self, credit: int) -> None:
+        credit += self._credit
+        self._credit = credit if credit < _CREDIT else _CREDIT
+
+    def _broken(self, error: NGH2Error) -> Http2Error:
+        return self._end(ENHANCE_YOUR_CALM if isinstance(error, DenialOfServiceError) else PROTOCOL_ERROR, str(error))
+
+    def _end(self, code: int, note: str) -> Http2Error:
+        """The error that ends the connection. Nothing can be said behind a frame that was cut."""
+        self.is_over = True
+        return Http2Error(code, note, b"" if self._is_cut else goaway_frame(0, code))
+
+
+def _text(debug_data: bytes) -> str:
+    return debug_data[:_LONGEST_NOTE].decode("latin-1")
