@@ -1,6 +1,7 @@
 """One FastAPI application behind the proxy on every server that people run it with.
 
-Each server is started the way docs/fastapi.md says; what is asserted here is what that document promises.
+Each server is started the way docs/fastapi.md says; what is asserted here is what that document promises, and it is the
+same for clients of HTTP/1.1 and of HTTP/2.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import trustme
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from tests.system.apps.everything import varied_pieces
+from tests.system.http2_client import Closed, Http2Client, WebSocket
 from tests.system.running import CLIENT, PATIENCE, Proxy, Server, free_port, running_proxy, write_pair
 
 pytestmark = pytest.mark.system
@@ -152,17 +155,28 @@ def kind(request: pytest.FixtureRequest, folder: Path, addresses: dict[tuple[str
     server.stop()
 
 
+@pytest.fixture(params=["1.1", "2"], ids=lambda version: f"http/{version}")
+def version(request: pytest.FixtureRequest) -> str:
+    """What the client speaks; the server hears HTTP/1.1 from the proxy."""
+    return str(request.param)
+
+
 @pytest.fixture
-def client(proxy: Proxy, kind: Kind) -> Iterator[httpx.Client]:
-    with proxy.client(kind.host) as made:
+def client(proxy: Proxy, kind: Kind, version: str) -> Iterator[httpx.Client]:
+    with proxy.client(kind.host, http2=version == "2") as made:
+        # httpx sends one request at a time before it has read the settings of an HTTP/2 connection.
+        assert made.get("/hello").http_version == f"HTTP/{version}"
         yield made
 
 
 @pytest.fixture
-def other(proxy: Proxy, kind: Kind) -> Iterator[httpx.Client]:
-    """A second client, for what happens while the first one's request is under way."""
-    with proxy.client(kind.host) as made:
-        yield made
+def other(proxy: Proxy, kind: Kind, version: str, client: httpx.Client) -> Iterator[httpx.Client]:
+    """For what happens while a request is under way: HTTP/1.1 needs another client, HTTP/2 not even a connection."""
+    if version == "2":
+        yield client
+    else:
+        with proxy.client(kind.host) as made:
+            yield made
 
 
 def test_json_and_a_form(client: httpx.Client) -> None:
@@ -171,6 +185,22 @@ def test_json_and_a_form(client: httpx.Client) -> None:
     assert client.post("/form", data={"name": "a & b=c", "count": "3"}).json() == {"name": "a & b=c", "count": 3}
     answer = client.post("/form", data={"name": "no count"})
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "count"])
+
+
+def test_what_a_browser_asks_for_first(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "/openapi.json" in page.text
+    assert client.get("/openapi.json").json()["info"]["title"] == "everything"
+    missing = client.get("/favicon.ico")
+    assert (missing.status_code, missing.json()) == (404, {"detail": "Not Found"})
+
+
+def test_a_download_of_several_mib(client: httpx.Client) -> None:
+    wanted = hashlib.sha256(b"".join(varied_pieces(5))).hexdigest()
+    assert hashlib.sha256(client.get("/varied/5").content).hexdigest() == wanted
+    answer = client.head("/bytes/1000000")
+    assert (answer.headers["content-length"], answer.content) == ("1000000", b"")
 
 
 def test_a_file_upload_of_several_mib(client: httpx.Client) -> None:
@@ -248,6 +278,27 @@ def test_websocket_close_codes(proxy: Proxy, kind: Kind, client: httpx.Client) -
     assert proxy.logged(path="/ws/close")["status"] == 101
 
 
+def test_websockets_on_a_connection_of_http_2(proxy: Proxy, kind: Kind) -> None:
+    run = next(names)
+    with Http2Client(proxy, kind.host) as client:
+        first, second = WebSocket(client, "/ws/echo"), WebSocket(client, f"/ws/wait/{run}")
+        about = json.loads(first.receive())
+        assert about == {"scheme": kind.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
+        for message in ("text ☂", b"\x00binary\xff", "", os.urandom(1 << 20), "t" * (1 << 20)):
+            first.send(message)
+            assert first.receive() == message
+        first.ping()
+        second.close(3007, "bye")
+        assert json.loads(client.get(f"/closed/{run}").body) == kind.heard_close_code
+        with pytest.raises(Closed) as caught:
+            WebSocket(client, "/ws/close").receive()
+        assert (caught.value.code, caught.value.reason) == (4001, "enough")
+        first.close(1000)
+        assert (first.stream.status, client.goaways) == (200, [])
+    line = proxy.logged(path="/ws/echo", host=kind.host, http="2")
+    assert (line["status"], line["method"]) == (101, "GET")
+
+
 def test_scheme_address_and_redirects(client: httpx.Client, proxy: Proxy, kind: Kind) -> None:
     seen = client.get("/whoami", headers={"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "http"}).json()
     here = f"https://{kind.host}:{proxy.port}"
@@ -271,15 +322,21 @@ def test_connections_to_the_server_are_reused(client: httpx.Client, proxy: Proxy
 
 @pytest.mark.parametrize("kind", PREFIXED, ids=lambda kind: f"{kind.id}-{'stripped' if kind.strips else 'whole'}")
 def test_under_a_prefix(proxy: Proxy, kind: Kind, folder: Path, addresses: dict[tuple[str, bool], str]) -> None:
+    """The server is started once, so both versions are asked of here."""
     server = kind.start(addresses[kind.id, True], folder, prefixed=True)
     here = f"https://{kind.host}:{proxy.port}/api/v1"
     try:
-        with proxy.client(kind.host) as client:
-            seen = client.get("/api/v1/whoami").json()
-            assert (seen["root_path"], seen["url"]) == ("/api/v1", f"{here}/whoami")
-            assert seen["headers"].get("x-forwarded-prefix") == ("/api/v1" if kind.strips else None)
-            assert client.get("/api/v1/items").headers["Location"] == f"{here}/items/"
-            assert client.get("/api/v1/openapi.json").json()["servers"] == [{"url": "/api/v1"}]
-            assert '"/api/v1/openapi.json"' in client.get("/api/v1/docs").text.replace("'", '"')
+        for http2 in (False, True):
+            with proxy.client(kind.host, http2=http2) as client:
+                _look_around(client, here, "/api/v1" if kind.strips else None)
     finally:
         server.stop()
+
+
+def _look_around(client: httpx.Client, here: str, prefix: str | None) -> None:
+    seen = client.get("/api/v1/whoami").json()
+    assert (seen["root_path"], seen["url"]) == ("/api/v1", f"{here}/whoami")
+    assert seen["headers"].get("x-forwarded-prefix") == prefix
+    assert client.get("/api/v1/items").headers["Location"] == f"{here}/items/"
+    assert client.get("/api/v1/openapi.json").json()["servers"] == [{"url": "/api/v1"}]
+    assert '"/api/v1/openapi.json"' in client.get("/api/v1/docs").text.replace("'", '"')
