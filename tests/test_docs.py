@@ -152,7 +152,7 @@ def logged_events() -> Iterator[str]:
 
 def documented_events() -> set[str]:
     rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "docs" / "logs.md").read_text(), re.MULTILINE)
-    return {name for row in rows for name in re.findall(r"`([a-z0-9_]+\.[a-z_]+)`", row)}
+    return {name for row in rows for name in re.findall(r"`([a-z0-9_]+\.[a-z0-9_]+)`", row)}
 
 
 def test_every_event_is_explained() -> None:
