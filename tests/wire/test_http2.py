@@ -71,6 +71,14 @@ def test_something_else_than_the_preface_is_told_so() -> None:
     assert [type(each) for each in frames_of(error.farewell)] == [GoAwayFrame]
 
 
+def test_settings_come_first_even_where_nothing_but_a_farewell_follows() -> None:
+    """RFC 9113 3.4: whatever the client's first bytes are, they may have come before ours were sent."""
+    codec = ServerCodec(Recorder(), LIMITS)
+    with pytest.raises(Http2Error) as caught:
+        codec.receive(BEGIN + frame(PING, b"12345678") * 2000)
+    assert [type(each) for each in frames_of(caught.value.farewell)] == [SettingsFrame, GoAwayFrame]
+
+
 # --- requests
 
 

@@ -38,7 +38,6 @@ from tests.fakes.h2_memory import (
 )
 from tlsproxy.wire.http2 import Http2Error
 
-
 NOISE = {
     "ping": frame(PING, b"12345678"),
     "settings": frame(SETTINGS),

@@ -18,6 +18,7 @@ CANCEL: Final = 8
 COMPRESSION_ERROR: Final = 9
 ENHANCE_YOUR_CALM: Final = 11
 
+EMPTY_SETTINGS: Final = b"\0\0\0\4\0\0\0\0\0"  # the first frame that either side sends (RFC 9113 3.4), at the least
 _GOAWAY: Final = 7
 _write_goaway: Final = Struct(">xHBBIII").pack  # RFC 9113 4.1: length, type, flags, stream; then the payload of 6.8
 
