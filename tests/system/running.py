@@ -210,9 +210,10 @@ class Proxy:
         )
 
     def request_lines(self) -> list[dict[str, Any]]:
-        """Return the access log so far."""
+        """Return the access log so far; its last line may be half written."""
         path = self.folder / "access.log"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def logged(self, **fields: object) -> dict[str, Any]:
         """Return the last line of the access log with these fields, once it is there."""
@@ -262,6 +263,7 @@ def running_proxy(
     http: str = "",
     https: str = "127.0.0.1:0",
     listen: str = "",
+    drain: str = "1s",
     before: Sequence[str] = (),
 ) -> Iterator[Proxy]:
     """Run a proxy with these sites; `head` is TOML for before them, `listen` for the section of that name.
@@ -271,7 +273,7 @@ def running_proxy(
     config = folder / "tlsproxy.toml"
     config.write_text(f"""
         listen = {{ https = ["{https}"], http = [{f'"{http}"' if http else ""}]{listen and ", "}{listen} }}
-        server = {{ workers = {workers}, drain = "1s" }}
+        server = {{ workers = {workers}, drain = "{drain}" }}
         store = {{ url = "file://{folder}/store" }}
         admin = {{ socket = "{folder}/admin.sock" }}
         log = {{ format = "json", access = "{folder}/access.log" }}
