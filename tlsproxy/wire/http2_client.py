@@ -7,8 +7,7 @@ not with framing, and what it may cost is bounded: header lists, pushes (none), 
 Rule kept: behind an Http2Error the codec is dead.
 
 Mutable state: `_bodiless` (streams whose answer has no body), `_reset_stream` (the last one that the backend has
-reset), `_credit`, `_lost` (bytes of the window), `_is_cut` (what was sent last may end inside a frame),
-`is_settled`, `_is_left` (the backend has said goodbye), `most_streams`, `offers_connect`, `is_over`, `error`.
+reset), `is_settled`, `most_streams`, `offers_connect`, and what every codec has.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from ngh2 import (
     Connection,
     ConnectionClosed,
     DataReceived,
-    DenialOfServiceError,
     Event,
     GoAwayReceived,
     InformationalResponseReceived,
@@ -38,18 +36,9 @@ from ngh2 import (
 
 from tlsproxy.wire.fields import Fields
 from tlsproxy.wire.http2_answers import ANSWER_HEADER_SIZE, AnswerReader, RequestFields
-from tlsproxy.wire.http2_base import (
-    CANCEL,
-    ENHANCE_YOUR_CALM,
-    NO_ERROR,
-    PROTOCOL_ERROR,
-    REFUSED_STREAM,
-    Http2Error,
-    StreamGone,
-    goaway_frame,
-)
+from tlsproxy.wire.http2_base import CANCEL, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Http2Error, StreamGone
+from tlsproxy.wire.http2_codec import FOR_REQUEST, Codec, text
 from tlsproxy.wire.http2_frames import FrameWalk
-from tlsproxy.wire.http2_heads import lower_fields
 from tlsproxy.wire.messages import ProtocolError, ResponseHead
 
 __all__ = ["CANCEL", "NO_ERROR", "REFUSED_STREAM", "ClientCodec", "ClientEvents", "Http2Error", "StreamGone"]
@@ -57,10 +46,6 @@ __all__ = ["CANCEL", "NO_ERROR", "REFUSED_STREAM", "ClientCodec", "ClientEvents"
 WINDOW: Final = 128 * 1024  # bytes of an answer that may come before its client takes any
 MOST_STREAMS: Final = 100  # at once on one connection, if the backend allows more
 _ALL_WINDOWS: Final = MOST_STREAMS * WINDOW  # of the connection: a stream that is not taken can't hold back another
-_LONGEST_NOTE: Final = 200
-_CREDIT: Final = 1000
-_FOR_REQUEST: Final = 10  # credit that a request of ours is worth
-_FOR_PIECE: Final = 2  # a backend may answer each DATA frame with two WINDOW_UPDATE
 _CONFIGURATION: Final = Configuration(
     auto_window_update=False,
     max_reserved_remote_streams=0,
@@ -103,64 +88,40 @@ class ClientEvents(Protocol):
     def pong_received(self) -> None: ...
 
 
-class ClientCodec:
+class ClientCodec(Codec):
     """See the module's text. Sends its preface and SETTINGS with the first `send`."""
 
     __slots__ = (
-        "_answers", "_bodiless", "_connection", "_credit", "_events", "_is_cut", "_is_left", "_lost", "_requests",
-        "_reset_stream", "_walk", "error", "is_over", "is_settled", "most_streams", "offers_connect",
+        "_answers", "_bodiless", "_events", "_requests", "_reset_stream", "is_settled", "most_streams",
+        "offers_connect",
     )  # fmt: skip
 
     def __init__(self, events: ClientEvents) -> None:
         self._events = events
         self._requests = RequestFields()
         self._answers = AnswerReader()
-        self._walk = FrameWalk(skip=0)
         self._bodiless: set[int] = set()
         self._reset_stream = 0
-        self._credit = _CREDIT
-        self._lost = 0
-        self._is_cut = False
-        self._is_left = False
         self.is_settled = False  # its SETTINGS have come
         self.most_streams = MOST_STREAMS  # until they say otherwise (RFC 9113 6.5.2)
         self.offers_connect = False  # RFC 8441 3
-        self.is_over = False
-        self.error = ""
-        self._connection = Connection(Role.CLIENT, _CONFIGURATION)
-        self._connection.initiate_connection(
-            {
-                Setting.ENABLE_PUSH: 0,
-                Setting.INITIAL_WINDOW_SIZE: WINDOW,
-                Setting.MAX_HEADER_LIST_SIZE: ANSWER_HEADER_SIZE,
-            }
-        )
-        self._connection.set_local_window_size(_ALL_WINDOWS)
-
-    def __repr__(self) -> str:
-        return f"<ClientCodec {self.queued()} bytes queued, credit {self._credit}>"
+        settings: dict[int, int] = {
+            Setting.ENABLE_PUSH: 0,
+            Setting.INITIAL_WINDOW_SIZE: WINDOW,
+            Setting.MAX_HEADER_LIST_SIZE: ANSWER_HEADER_SIZE,
+        }
+        super().__init__(Connection(Role.CLIENT, _CONFIGURATION), settings, FrameWalk(skip=0), _ALL_WINDOWS)
 
     # --- what the backend sends ---------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the backend and tell the driver what they mean. Raises Http2Error."""
-        walk = self._walk
-        walk.feed(data)
-        if walk.noise:  # paid before it is worked off
-            self._credit -= walk.noise
-            walk.noise = 0
-            if self._credit < 0:
-                raise self._end(ENHANCE_YOUR_CALM, "the backend sent too many frames that mean nothing")
-        try:
-            self._connection.receive_data(data)
-        except NGH2Error as error:
-            raise self._broken(error) from error
-        self._tell(self._connection.events())
+        self._tell(self._take(data))
 
     def _tell(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, DataReceived):
-                self._earn(len(event.data) >> 10)
+                self.earn(len(event.data) >> 10)
                 self._events.body_received(event.stream_id, event.data, ended=event.end_stream)
             elif isinstance(event, ResponseReceived):
                 self._head(event)
@@ -184,15 +145,13 @@ class ClientCodec:
             self._events.settings_received()
         elif isinstance(event, GoAwayReceived):
             self._is_left = True
-            self._events.backend_leaves(event.error_code, _text(event.debug_data))
+            self._events.backend_leaves(event.error_code, text(event.debug_data))
         elif isinstance(event, PingAcknowledged):
             self._events.pong_received()
         elif isinstance(event, PushedStreamReceived):
             self.reset(event.promised_stream_id, CANCEL)  # it came before our SETTINGS were known
         elif isinstance(event, ConnectionClosed):
-            self.is_over = True
-            if event.error_code and not self._is_left:
-                self.error = _text(event.debug_data) or f"it broke a rule of HTTP/2 (code {event.error_code})"
+            self._closed_by_library(event)
 
     def _head(self, event: ResponseReceived | InformationalResponseReceived) -> None:
         stream = event.stream_id
@@ -217,8 +176,7 @@ class ClientCodec:
 
     def _closed(self, event: StreamClosed) -> None:
         stream = event.stream_id
-        if stream == self._walk.data_stream:
-            self._regain(self._walk.data_seen)
+        self._regain(stream)
         self._bodiless.discard(stream)
         by_backend = self._reset_stream == stream
         self._reset_stream = 0
@@ -229,19 +187,6 @@ class ClientCodec:
         self._events.answer_refused(stream, error.note)
 
     # --- what the backend gets ----------------------------------------------------------------------------------------
-
-    def send(self, most: int) -> bytes:
-        """The bytes to write now, at most `most` of them; 0: all that the windows allow. Raises Http2Error."""
-        connection = self._connection
-        try:
-            data = connection.data_to_send(most if most > 0 else None)
-        except NGH2Error as error:
-            raise self._broken(error) from error
-        self._is_cut = 0 < most <= len(data)
-        events = connection.events()
-        if events:
-            self._tell(events)
-        return data
 
     @property
     def wants_to_send(self) -> bool:
@@ -259,29 +204,8 @@ class ClientCodec:
             raise StreamGone from error
         if head.startswith(b"HEAD "):
             self._bodiless.add(stream)
-        self._earn(_FOR_REQUEST)
+        self.earn(FOR_REQUEST)
         return stream
-
-    def send_data(self, stream: int, data: bytes, *, ended: bool = False) -> None:
-        """Queue a piece of the request. Raises StreamGone, as the following do."""
-        try:
-            self._connection.send_data(stream, data, end_stream=ended)
-        except NGH2Error as error:
-            raise StreamGone from error
-        self._earn(_FOR_PIECE + (len(data) >> 10))
-
-    def send_trailers(self, stream: int, trailers: Fields) -> None:
-        """End the request with these."""
-        try:
-            self._connection.send_trailers(stream, lower_fields(trailers))
-        except NGH2Error as error:
-            raise StreamGone from error
-
-    def end(self, stream: int) -> None:
-        try:
-            self._connection.end_stream(stream)
-        except NGH2Error as error:
-            raise StreamGone from error
 
     def reset(self, stream: int, code: int) -> None:
         """End both directions of a stream. Nothing happens if it is gone."""
@@ -297,30 +221,7 @@ class ClientCodec:
         except NGH2Error as error:
             raise StreamGone from error
 
-    # --- windows and endings ------------------------------------------------------------------------------------------
-
-    def acknowledge(self, stream: int, size: int) -> None:
-        """`size` bytes of what was received have gone on: the backend may send as many again."""
-        try:
-            self._connection.acknowledge_received_data(size, stream)
-        except NGH2Error:
-            return
-
-    def _regain(self, size: int) -> None:
-        """Give the connection's window what it lost: a stream was closed, and the first part of a DATA frame with it.
-
-        libnghttp2 can't be told that these bytes are consumed, so its window is made larger. That must not go on for
-        ever: it asks for as much before it lets the backend send on.
-        """
-        self._lost += size
-        if self._lost > _ALL_WINDOWS // 2:
-            self._events.backend_leaves(NO_ERROR, "the connection is worn out")
-        else:
-            self._connection.set_local_window_size(_ALL_WINDOWS + self._lost)
-
-    def queued(self, stream: int = 0) -> int:
-        """Bytes of bodies that `send` has not taken; 0 = of all streams."""
-        return self._connection.queued_body_size(stream or None)
+    # --- endings ------------------------------------------------------------------------------------------------------
 
     def shut_down(self) -> None:
         """Say that no more requests come (RFC 9113 6.8)."""
@@ -329,22 +230,5 @@ class ClientCodec:
         except NGH2Error:
             return
 
-    def earn(self, credit: int) -> None:
-        """Credit for time gone by."""
-        self._earn(credit)
-
-    def _earn(self, credit: int) -> None:
-        credit += self._credit
-        self._credit = credit if credit < _CREDIT else _CREDIT
-
-    def _broken(self, error: NGH2Error) -> Http2Error:
-        return self._end(ENHANCE_YOUR_CALM if isinstance(error, DenialOfServiceError) else PROTOCOL_ERROR, str(error))
-
-    def _end(self, code: int, note: str) -> Http2Error:
-        """The error that ends the connection. Nothing can be said behind a frame that was cut."""
-        self.is_over = True
-        return Http2Error(code, note, b"" if self._is_cut else goaway_frame(0, code))
-
-
-def _text(debug_data: bytes) -> str:
-    return debug_data[:_LONGEST_NOTE].decode("latin-1")
+    def _wear_out(self) -> None:
+        self._events.backend_leaves(NO_ERROR, "the connection is worn out")
