@@ -8,8 +8,10 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,6 +124,19 @@ def _answers(tls: ssl.SSLSocket, codec: Connection, wanted: int) -> tuple[dict[i
             elif isinstance(event, StreamClosed):
                 closed += 1
     return statuses, bodies
+
+
+def curl_http_2(target: Target) -> str:
+    """By a codec that is not ours, if there is one here."""
+    curl = shutil.which("curl")
+    if not curl or b"HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, check=True).stdout:
+        return "there is no curl here that speaks HTTP/2"
+    command = [curl, "--http2", "-sS", "--noproxy", "*", "--cacert", str(target.ca), "-o", os.devnull]
+    report = ["-w", "HTTP/%{http_version} %{http_code}, %{num_connects} new\n", f"https://{target.origin}/?[1-10]"]
+    said = subprocess.run([*command, *report], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    wanted = ["HTTP/2 200, 1 new", *["HTTP/2 200, 0 new"] * 9]
+    expect(said.stdout.splitlines() == wanted, f"curl saw {said.stdout!r} {said.stderr!r}")
+    return "10 requests on one connection, each answered with HTTP/2 200"
 
 
 def forwarded_headers(target: Target) -> str:
@@ -244,6 +259,7 @@ CHECKS: dict[str, Callable[[Target], str]] = {
     "JSON": json_both_ways,
     "two instances": two_instances,
     "HTTP/2": http_2,
+    "curl --http2": curl_http_2,
     "X-Forwarded": forwarded_headers,
     "forged headers": forged_headers,
     "app's redirect": own_redirect,
