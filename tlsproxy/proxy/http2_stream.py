@@ -1,24 +1,23 @@
 """One HTTP/2 stream: a request of the client and what is sent for it. The `ClientSide` of its exchange.
 
-Knows its own queue, window and deadlines; of the connection only the driver it was made by. After an upgrade
-(RFC 8441) it is what the tunnel writes to.
+Knows its own queue and deadlines; of the connection only the driver it was made by. What the client sends goes through
+its `Inflow`. After an upgrade (RFC 8441) it is what the tunnel writes to.
 
-Rule kept: a piece of the request is acknowledged, and so replaced in the client's window, when its backend has taken
-it; a piece of the answer is asked for when the client has taken enough of what came before it.
+Rule kept: a piece of the answer is asked for when the client has taken enough of what came before it.
 
-Mutable state: `_exchange` or `_tunnel` (who the stream belongs to), `_early` (pieces that came before either), and
-`_ended` (their end came with them), `body_pending` (more of the request is to come), `_held` (bytes not acknowledged),
-`_paused`, `_is_full`, `_written`, and for the deadlines `_body_since`, `_taken`, `_taken_at`.
+Mutable state: `_exchange` or `_tunnel` (who the stream belongs to), `body_pending` (more of the request is to come),
+`_has_answered` (our last frame is queued), `_is_over` (whoever it belonged to is done), `_is_full`, `_written`, and for
+the deadline `_taken`, `_taken_at`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.http2_inflow import Inflow
 from tlsproxy.wire.http2 import StreamGone
 from tlsproxy.wire.http2_heads import is_right_accept
 from tlsproxy.wire.messages import ProtocolError
@@ -35,9 +34,6 @@ logger = logging.getLogger(__name__)
 _HIGH: Final = 64 * 1024  # bytes of its answer that a stream may have queued
 _LOW: Final = 16 * 1024
 _MUCH: Final = 16 * 1024  # bytes in a piece that are worth a look at what is queued
-_GROWS_AFTER: Final = 48 * 1024  # bytes of a request that flowed
-_GROWN: Final = 1024 * 1024  # its window from then on: 64 KiB a round trip is little on a long way
-_MOST_GROWN: Final = 4  # streams of a connection at a time: each may come to hold as much
 _REASONS: Final = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 3: "FLOW_CONTROL_ERROR", 5: "STREAM_CLOSED", 8: "CANCEL"}
 _NO_ERROR: Final = 0
 _INTERNAL_ERROR: Final = 2
@@ -48,9 +44,8 @@ class Http2Stream:
     """See the module's text."""
 
     __slots__ = (
-        "_body_since", "_driver", "_early", "_ended", "_exchange", "_has_answered", "_has_grown", "_head", "_held",
-        "_is_full", "_number", "_paused", "_received", "_taken", "_taken_at", "_trailers", "_tunnel", "_written",
-        "body_pending",
+        "_driver", "_exchange", "_has_answered", "_head", "_inflow", "_is_full", "_is_over", "_number", "_taken",
+        "_taken_at", "_tunnel", "_written", "body_pending",
     )  # fmt: skip
 
     def __init__(self, driver: Http2Driver, number: int, head: RequestHead, *, ended: bool) -> None:
@@ -59,20 +54,14 @@ class Http2Stream:
         self._head = head
         self._exchange: Exchange | None = None
         self._tunnel: Tunnel | None = None
-        self._early: list[bytes] | None = []
-        self._ended = False
-        self._trailers: Fields = []
+        self._inflow = None if ended else Inflow(driver, number)
         self.body_pending = not ended
-        self._received = 0
-        self._held = 0
-        self._paused = False
-        self._has_grown = False
-        self._has_answered = False  # its last frame is queued
+        self._has_answered = False
+        self._is_over = False
         self._is_full = False
         self._written = 0
         self._taken = 0
         self._taken_at = 0.0
-        self._body_since = 0.0  # 0: nothing is waited for
 
     def __repr__(self) -> str:
         return f"<Http2Stream {self._number} {self._tunnel or self._exchange}>"
@@ -90,37 +79,32 @@ class Http2Stream:
 
     def begin(self) -> None:
         """Start the exchange, with what has come of the body meanwhile."""
-        head, driver = self._head, self._driver
-        exchange = self._exchange = Exchange(self, driver.services, head, driver.stream.info)
-        early = self._early
-        if not head.upgrade:
-            self._early = None  # else what comes before the answer is the tunnel's
+        exchange = self._exchange = Exchange(self, self._driver.services, self._head, self._driver.stream.info)
         try:
-            exchange.start(driver.peer)
-            if early is self._early or self._exchange is not exchange:
-                return
-            if self.body_pending and not head.expect_continue:
-                # A client that waits for a 100 is not slow: the backend is (RFC 9110 10.1.1).
-                self._body_since = time.monotonic()
-            if early or self._ended:
-                self._pass_early(early or [])
+            exchange.start(self._driver.peer)
+            # What comes before the answer to an upgrade is the tunnel's.
+            if self._inflow is not None and self._exchange is exchange and not self._head.upgrade:
+                self._begin_body(self._inflow)
         except Exception:  # noqa: BLE001  # security rule 9: a fault of ours ends this request, no other
             self.crashed()
 
     def refuse(self, error: ProtocolError) -> None:
         """Answer a head that can't be taken."""
-        self._early = None
         exchange = self._exchange = Exchange(self, self._driver.services, self._head, self._driver.stream.info)
         exchange.error = error.note
         exchange.refuse(error.status, error.reason)
 
     def data_received(self, data: bytes, *, ended: bool) -> None:
         """A piece of the request's body, or of the tunnel."""
-        self._held += len(data)
-        self._received += len(data)
+        inflow = self._inflow
+        if inflow is None:
+            return  # libnghttp2 lets nothing through behind END_STREAM
+        inflow.count(len(data))
         try:
-            if data:
-                self._take(data)
+            if inflow.early is not None:
+                inflow.early.append(data)  # stays unacknowledged: no more than a window can wait here
+            elif data:
+                self._take(inflow, data)
             if ended:
                 self.body_ended([])
         except Exception:  # noqa: BLE001
@@ -128,11 +112,14 @@ class Http2Stream:
 
     def body_ended(self, trailers: Fields) -> None:
         self.body_pending = False
-        self._body_since = 0.0
-        if self._tunnel is not None:
+        inflow = self._inflow
+        if inflow is None:
+            return
+        inflow.end()
+        if inflow.early is not None:
+            inflow.trailers = trailers
+        elif self._tunnel is not None:
             self._tunnel.client_ended()
-        elif self._early is not None:
-            self._ended, self._trailers = True, trailers
         elif self._exchange is not None:
             self._exchange.request_end(trailers)
 
@@ -144,9 +131,8 @@ class Http2Stream:
     def closed(self) -> None:
         """Nothing more can be sent or will come: whoever is not done with the client learns that it left."""
         tunnel, exchange = self._tunnel, self._exchange
-        self._acknowledge()
-        self._shrink()
-        self._early = None
+        if self._inflow is not None:
+            self._inflow.drop()
         self._tunnel = self._exchange = None
         if tunnel is not None:
             tunnel.client_closed()
@@ -160,7 +146,7 @@ class Http2Stream:
         elif self._exchange is not None:
             self._exchange.check_deadline(now)
         services = self._driver.services
-        if self._body_since and not self._paused and now - self._body_since > services.body_idle:
+        if self._inflow is not None and self._inflow.is_late(now, services.body_idle):
             self._body_timed_out()
         if self._is_stalled(now, services.write_idle):
             self._give_up()
@@ -203,46 +189,24 @@ class Http2Stream:
 
     # --- the request --------------------------------------------------------------------------------------------------
 
-    def _take(self, data: bytes) -> None:
+    def _begin_body(self, inflow: Inflow) -> None:
+        if self.body_pending and not self._head.expect_continue:
+            # A client that waits for a 100 is not slow: the backend is (RFC 9110 10.1.1).
+            inflow.wait()
+        early, inflow.early = inflow.early, None
+        for piece in early or ():
+            self._take(inflow, piece)
+        if inflow.trailers is not None:
+            self.body_ended(inflow.trailers)
+
+    def _take(self, inflow: Inflow, data: bytes) -> None:
         if self._tunnel is not None:
             self._tunnel.client_data(data)
-        elif self._early is not None:
-            self._early.append(data)
-            return  # stays unacknowledged: no more than a window can wait here
         elif self._exchange is not None:
-            if self._body_since:
-                self._body_since = time.monotonic()
             self._exchange.request_data(data)
-        if not self._paused:
-            self._acknowledge()
-            if self._received > _GROWS_AFTER and not self._has_grown:
-                self._grow()
-
-    def _pass_early(self, early: list[bytes]) -> None:
-        for piece in early:
-            self._take(piece)
-        if self._ended:
-            self.body_ended(self._trailers)
-
-    def _acknowledge(self) -> None:
-        if self._held:
-            held, self._held = self._held, 0
-            self._driver.codec.acknowledge(self._number, held)
-            self._driver.schedule()
-
-    def _grow(self) -> None:
-        if self._driver.grown < _MOST_GROWN and self.body_pending:
-            self._has_grown = True
-            self._driver.grown += 1
-            self._driver.codec.grow_window(self._number, _GROWN)
-
-    def _shrink(self) -> None:
-        if self._has_grown:
-            self._has_grown = False
-            self._driver.grown -= 1
+        inflow.taken()
 
     def _body_timed_out(self) -> None:
-        self._body_since = 0.0
         if self._exchange is not None:
             self._exchange.request_failed(
                 ProtocolError(408, "The request body did not arrive in time.", "limits.body_idle exceeded")
@@ -251,8 +215,8 @@ class Http2Stream:
     # --- exchange.ClientSide ------------------------------------------------------------------------------------------
 
     def send_interim(self, status: int, reason: bytes, fields: Fields) -> None:
-        if status == 100 and self.body_pending:
-            self._body_since = time.monotonic()
+        if status == 100 and self.body_pending and self._inflow is not None:
+            self._inflow.wait()
         try:
             self._driver.codec.inform(self._number, status, fields)
         except StreamGone:
@@ -312,25 +276,16 @@ class Http2Stream:
         self._driver.schedule()
 
     def pause_request(self) -> None:
-        self._paused = True
+        if self._inflow is not None:
+            self._inflow.pause()
 
     def resume_request(self) -> None:
-        if self._paused:
-            self._paused = False
-            if self._body_since:
-                self._body_since = time.monotonic()
-            self._acknowledge()
+        if self._inflow is not None:
+            self._inflow.resume()
 
     def exchange_done(self, *, request_complete: bool) -> None:
         self._exchange = None
-        self._early = None
-        self._paused = False
-        self._body_since = 0.0
-        self._acknowledge()
-        if self.body_pending:
-            self._driver.finish(self)
-        else:
-            self._driver.schedule()
+        self._be_over()
 
     def exchange_cut(self) -> None:
         """Half an answer must not look like a whole one (security rule 8)."""
@@ -345,12 +300,15 @@ class Http2Stream:
             self._reset(_INTERNAL_ERROR)
 
     def start_tunnel(self, tunnel: Tunnel) -> bytes:
-        early, self._early = self._early or [], None
         self._tunnel = tunnel
         self._exchange = None
-        self.resume_request()
-        self._acknowledge()
-        if self._ended:
+        inflow = self._inflow
+        if inflow is None:
+            return b""
+        early, inflow.early = inflow.early or [], None
+        inflow.resume()
+        inflow.acknowledge()
+        if inflow.trailers is not None:
             self._driver.services.loop.call_soon(tunnel.client_ended)
         return b"".join(early)
 
@@ -370,6 +328,13 @@ class Http2Stream:
         """The tunnel is over: END_STREAM for the client's FIN (RFC 8441 5)."""
         self._tunnel = None
         self.send_end([])
+        self._be_over()
+
+    def _be_over(self) -> None:
+        """Whoever the stream belonged to is done. What the client still sends is not wanted (RFC 9113 8.1)."""
+        self._is_over = True
+        if self._inflow is not None:
+            self._inflow.drop()
         if self.body_pending:
             self._driver.finish(self)
         else:
@@ -389,8 +354,7 @@ class Http2Stream:
         """Whether the client took nothing of what is queued, or of the end of it, for so long."""
         queued = self._driver.codec.queued(self._number)
         taken = self._written - queued
-        is_waiting = queued or (self._exchange is None and self._tunnel is None and self._early is None)
-        if not is_waiting or taken != self._taken or not self._taken_at:
+        if not (queued or self._is_over) or taken != self._taken or not self._taken_at:
             self._taken, self._taken_at = taken, now
             return False
         return now - self._taken_at > patience
