@@ -8,6 +8,7 @@ just enough HTTP/1.1 for that.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from dataclasses import dataclass
 from typing import Final, Self, cast
@@ -65,7 +66,10 @@ class CountingBackend:
 
     async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = await self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(PIECE))  # not what the kernel holds is looked at
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, len(PIECE))
+            server = await self._loop.create_server(lambda: _Connection(self), sock=sock.dup(), backlog=1024)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._ready.set()
         await self._over.wait()
@@ -101,7 +105,7 @@ class _Connection(asyncio.Protocol):
             self._body()
 
     def resume_writing(self) -> None:
-        self._pour()
+        asyncio.get_running_loop().call_soon(self._pour)  # a write that fails in here would be told of twice
 
     def pause_writing(self) -> None:
         pass

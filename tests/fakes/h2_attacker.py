@@ -208,14 +208,16 @@ class Attacker:
             return True
         self._marks += 1
         self.write(frame(PING, 0, 0, _MARK))
-        return self.wait(lambda: self._ears.marks >= self._marks, patience)
+        is_answered = self.wait(lambda: self._ears.marks >= self._marks, patience)
+        if not is_answered and not self.reaction.ended:
+            self.reaction.ended = "stuck"
+        return is_answered
 
     def wait(self, condition: Callable[[], bool], patience: float = 10.0) -> bool:
         """Read until the condition holds; False: it does not, and the connection is over or `patience` is."""
         deadline = time.monotonic() + patience
         while not condition() and self.reaction.ended in ("", "stuck"):
             if time.monotonic() > deadline:
-                self.reaction.ended = "stuck"
                 return False
             if self._readable(0.05):
                 self._read()
@@ -237,11 +239,16 @@ class Attacker:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 if time.monotonic() - last > still:
                     self.reaction.ended = "stuck"
-                select.select([self.sock] if self.reads_now else [], [self.sock], [], 0.05)
+                _poll(self.sock, select.POLLOUT | (select.POLLIN if self.reads_now else 0), 0.05)
             except OSError:
                 self._drain()
             if self.reads_now and self._readable(0):
                 self._read()
+
+    @property
+    def ends(self) -> int:
+        """How many streams the server has ended or reset."""
+        return self._ears.ends
 
     def close(self) -> None:
         self.sock.close()
@@ -253,7 +260,7 @@ class Attacker:
     def _readable(self, seconds: float) -> bool:
         if isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             return True
-        return bool(select.select([self.sock], [], [], seconds)[0])
+        return _poll(self.sock, select.POLLIN, seconds)
 
     def _read(self) -> None:
         try:
@@ -275,6 +282,13 @@ class Attacker:
             self._read()
         if self.reaction.ended in ("", "stuck"):
             self.reaction.ended = "reset"
+
+
+def _poll(sock: socket.socket, events: int, seconds: float) -> bool:
+    """Not `select`, which knows no more than 1 024 descriptors."""
+    poll = select.poll()
+    poll.register(sock, events)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _frames(piece: bytes) -> int:

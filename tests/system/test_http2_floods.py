@@ -7,6 +7,7 @@ for. The figures are printed; docs/http2.md has them beside those of others. Bou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ import trustme
 from tests.fakes.counting_backend import CountingBackend
 from tests.fakes.h2_plans import ATTACKS, WAVE, Attack
 from tests.system.attacked import MIB, Victim, Visitors, site_of
-from tests.system.running import client_context, running_proxy, write_pair
+from tests.system.pressure import resident
+from tests.system.running import CLIENT, client_context, running_proxy, write_pair
 
 pytestmark = pytest.mark.system
 
@@ -136,3 +138,27 @@ def test_flood(victim: Victim, attack: Attack) -> None:
     assert cost.cpu < bound.cpu
     assert cost.peak < 8 * MIB
     assert cost.lines <= 2
+
+
+def test_the_log_says_it_once(victim: Victim) -> None:
+    """An attacker who comes again and again writes one line a minute."""
+    attack = next(each for each in ATTACKS if each.name == "PING")
+    for _ in range(30):
+        assert victim.suffer(attack).goaway == [CALM]
+    told = [each for each in victim.proxy.events if each["event"] == "http2.closed"]
+    reasons = Counter(each["reason"] for each in told)
+    assert {each["client"] for each in told} == {CLIENT}
+    print(f"{len(reasons)} reasons in the log")
+    assert 1 <= max(reasons.values()) <= 2
+
+
+def test_all_of_it_again_leaves_nothing(victim: Victim) -> None:
+    """Two hundred attackers later the worker is as large as it was."""
+    floods = [each for each in ATTACKS if EXPECTED[each.name].codes]
+    before = resident(victim.worker)
+    for attack in floods * 4:
+        victim.suffer(attack)
+    victim.visitors.more(2)
+    grown = resident(victim.worker) - before
+    print(f"{4 * len(floods)} attacks: grown by {grown / MIB:.1f} MiB")
+    assert grown < 8 * MIB
