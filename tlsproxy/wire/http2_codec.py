@@ -41,7 +41,11 @@ _UNSAID: Final = "the peer broke a rule of HTTP/2"
 
 
 class Codec:
-    """One connection of libnghttp2. `window`: bytes that the peer may have under way on all of its streams together."""
+    """One connection of libnghttp2. `window`: bytes that all of the peer's streams together may have unacknowledged.
+
+    The connection's own window is twice that: libnghttp2 lets the peer send on when half of it is acknowledged, and
+    until then what has flowed on one stream must not be missing for the others.
+    """
 
     __slots__ = (
         "_connection", "_credit", "_has_begun", "_is_cut", "_is_left", "_last_stream", "_lost", "_walk", "_window",
@@ -51,7 +55,7 @@ class Codec:
     def __init__(self, connection: Connection, settings: dict[int, int], walk: FrameWalk, window: int) -> None:
         self._connection = connection
         self._walk = walk
-        self._window = window
+        self._window = 2 * window
         self._credit = _CREDIT
         self._last_stream = 0
         self._lost = 0
@@ -61,7 +65,7 @@ class Codec:
         self.is_over = False
         self.error = ""
         connection.initiate_connection(settings)
-        connection.set_local_window_size(window)
+        connection.set_local_window_size(self._window)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.queued()} bytes queued, credit {self._credit}>"
