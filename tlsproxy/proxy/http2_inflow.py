@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.http2 import Http2Driver
     from tlsproxy.wire.fields import Fields
 
+_WORTH_IT: Final = 32 * 1024  # bytes to acknowledge: libnghttp2 opens a window by half of it or not at all
 _GROWS_AFTER: Final = 48 * 1024  # bytes of a request that flowed
 _GROWN: Final = 1024 * 1024  # its window from then on: 64 KiB a round trip is little on a long way
 _MOST_GROWN: Final = 4  # streams of a connection at a time: each may come to hold as much
@@ -49,7 +50,7 @@ class Inflow:
         """What came has gone on. While its taker is full, the client gets no window for more."""
         if self._since:
             self._since = time.monotonic()
-        if self._is_paused:
+        if self._is_paused or self._held < _WORTH_IT:
             return
         self.acknowledge()
         if self._received > _GROWS_AFTER and not self._has_grown:
@@ -86,6 +87,8 @@ class Inflow:
     def end(self) -> None:
         """The body is complete, or nobody wants more of it."""
         self._since = 0.0
+        if not self._is_paused:
+            self.acknowledge()
         if self._has_grown:
             self._has_grown = False
             self._driver.grown -= 1
@@ -95,7 +98,6 @@ class Inflow:
         self.early = None
         self._is_paused = False
         self.end()
-        self.acknowledge()
 
     def _grow(self) -> None:
         if self._driver.grown < _MOST_GROWN:
