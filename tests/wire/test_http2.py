@@ -22,6 +22,8 @@ from tests.fakes.frames import (
     HEADERS,
     NO_ERROR,
     PING,
+    PRIORITY,
+    PRIORITY_UPDATE,
     PROTOCOL_ERROR,
     Fields,
     block,
@@ -178,7 +180,6 @@ def test_a_malformed_request_is_reset_and_never_announced(fields: Fields) -> Non
         trailers(1, TRAILERS),
         trailers(1, [(b":path", b"/")]),  # 8.1
         frame(HEADERS, block(TRAILERS), flags=END_HEADERS, stream=1),
-        trailers(1, [(b"x-sum", b"1" * LIMITS.header_size)]),
     ],
 )
 def test_a_body_against_the_rules_is_reset(rest: bytes) -> None:
@@ -187,6 +188,12 @@ def test_a_body_against_the_rules_is_reset(rest: bytes) -> None:
     wire.feed(rest)
     assert wire.told.calls[1:] == [("reset", 1, PROTOCOL_ERROR), ("closed", 1)]
     assert wire.resets() == {1: PROTOCOL_ERROR}
+
+
+def test_trailers_over_the_limits_are_reset() -> None:
+    wire = Wire()
+    wire.feed(request(1, POST, ended=False), trailers(1, [(b"x-sum", b"1" * LIMITS.header_size)]))
+    assert wire.told.calls[1:] == [("reset", 1, PROTOCOL_ERROR), ("closed", 1)]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,8 @@ def test_a_reset_by_the_client() -> None:
     wire.feed(request(1))
     wire.feed(reset(1))
     assert wire.told.calls[1:] == [("reset", 1, CANCEL), ("closed", 1)]
+    assert not wire.codec._open
+    assert not wire.codec._resets  # a connection lives for long
 
 
 @pytest.mark.parametrize(
@@ -367,6 +376,18 @@ def test_a_broken_connection_is_told_why_and_over(data: bytes, code: int, why: s
     assert wire.codec.is_over
     assert why in wire.codec.error
     assert wire.codec.error
+
+
+@pytest.mark.parametrize(
+    "data",
+    [frame(PRIORITY, bytes(5)), frame(PRIORITY_UPDATE, bytes(4) + b"u=1")],  # RFC 9113 6.3, RFC 9218 7.1
+)
+def test_what_libnghttp2_takes_and_the_rfc_does_not(data: bytes) -> None:
+    wire = Wire()
+    wire.feed(request(1))
+    error = wire.fails(data)
+    assert error.code == PROTOCOL_ERROR
+    assert [type(each) for each in frames_of(error.farewell)] == [GoAwayFrame]
 
 
 def test_a_head_far_over_the_limit_ends_the_connection() -> None:

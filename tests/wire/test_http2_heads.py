@@ -348,6 +348,41 @@ def test_a_repeated_head_is_held_to_the_limits() -> None:
     assert caught.value.status == 400
 
 
+REPEATED: Fields = [*GET, (b"accept", b"*/*"), (b"cookie", b"a=1")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ended"),
+    [
+        (replaced(REPEATED, b":method", b"PUT"), True),
+        (replaced(REPEATED, b":authority", b"b.test"), True),
+        (replaced(REPEATED, b"accept", b"a/b"), True),
+        (replaced(REPEATED, b"cookie", b"a=2"), True),
+        (replaced(replaced(REPEATED, b":path", b"/x"), b":authority", b"b.test"), True),
+        (replaced(replaced(REPEATED, b":path", b"/x"), b"cookie", b"a=2"), True),
+        (replaced(REPEATED, b":path", b"/x"), False),
+        (REPEATED, False),
+        (REPEATED[:-1], True),
+        ([*REPEATED, (b"x-a", b"1")], True),
+        ([*REPEATED[1:], REPEATED[0]], True),
+        ([REPEATED[3], *REPEATED[1:3], REPEATED[0], *REPEATED[4:]], True),
+    ],
+)
+def test_a_head_that_differs_elsewhere_is_judged_anew(fields: Fields, ended: bool) -> None:
+    reader = HeadReader(LIMITS)
+    reader.read(tuple(REPEATED), ended=True)
+    assert meaning(reader.read(tuple(fields), ended=ended)) == meaning(read(fields, ended=ended))
+
+
+def test_a_longer_path_may_make_a_repeated_head_too_large() -> None:
+    limits = Limits(header_size=300, header_count=50, target_size=200, streams=100)
+    reader = HeadReader(limits)
+    reader.read(tuple(GET), ended=True)
+    with pytest.raises(ProtocolError) as caught:
+        reader.read(tuple(replaced(GET, b":path", b"/" * 200)), ended=True)
+    assert caught.value.status == 431
+
+
 def test_a_long_head_is_not_remembered() -> None:
     reader = HeadReader(LIMITS)
     fields = (*GET, (b"x-a", b"a" * 5000))

@@ -155,7 +155,7 @@ def test_time_pays_too() -> None:
         wire.feed(frame(PING, b"12345678") * 50)
         wire.codec.earn(50)
     wire.codec.earn(10**9)  # however long it was quiet, there is a most
-    wire.fails(frame(PING, b"12345678") * 1001)
+    wire.fails(window_update(0, 1) * 1001)
 
 
 # --- HPACK (RFC 7541)

@@ -64,19 +64,16 @@ def test_content_behind_a_reset_opens_the_window_by_itself() -> None:
 def test_the_window_gets_back_what_a_cut_frame_took() -> None:
     """An early answer ends a stream while a piece of it is under way; libnghttp2 forgets the part that has come."""
     wire = Wire()
-    before = 65_535 + wire.granted(0)
-    piece = body(1, bytes(FULL))
-    streams = range(1, 501, 2)
-    for stream in streams:
+    start = wire.granted(0)
+    for stream in (1, 3, 5):
         wire.feed(request(stream, POST, ended=False))
-        own = piece.replace(b"\0\0\0\1", stream.to_bytes(4, "big"), 1)
-        wire.codec.receive(own[:10_009])
+        piece = body(stream, bytes(FULL))
+        wire.codec.receive(piece[:10_009])
         wire.codec.reset(stream, NO_ERROR)
         wire.pump()
-        wire.feed(own[10_009:])
-    assert wire.told.closed == list(streams)
-    assert 65_535 + wire.granted(0) - len(streams) * FULL > before // 2
-    assert wire.goaways() == []
+        wire.feed(piece[10_009:])
+    assert wire.told.closed == [1, 3, 5]
+    assert wire.granted(0) - start == 3 * 10_000
 
 
 def test_a_connection_that_lost_half_its_window_to_cut_frames_is_ended() -> None:

@@ -168,7 +168,6 @@ class HeadReader:
         self._judge(head, pseudo, regular, ended=True)
         if head.framing is not Framing.NONE:
             raise ProtocolError(400, "A WebSocket handshake has no body.")
-        head.expect_continue = False
         head.upgrade = True
         head.fields.append((b"Sec-WebSocket-Key", websocket_key()))
         return head
@@ -195,7 +194,7 @@ class HeadReader:
             elif kind is Kind.EXPECT:
                 if value.lower() != b"100-continue":
                     raise ProtocolError(417, "The only expectation known here is 100-continue.")
-                head.expect_continue = not ended and (head.framing is Framing.CHUNKED or head.length > 0)
+                head.expect_continue = head.framing is Framing.CHUNKED or head.length > 0
 
 
 def _list_size(fields: Sequence[Field]) -> int:
