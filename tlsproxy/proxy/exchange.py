@@ -235,8 +235,8 @@ class Exchange(Record):
             connection.begin(self, self._request, self.head, kept.data())
             if kept.trailers is not None:
                 connection.end(kept.trailers)
-        if self._replayed or not (connection.reused or connection.may_refuse):
-            self._kept = LOST  # a fresh connection that dies is a backend that died: no replay, nothing to keep
+        if self._replayed or not failures.may_be_replayed(connection, self.head.method):
+            self._kept = LOST  # no replay: what was sent is let go at once, and its memory is still in the caches
 
     def _keep(self, piece: bytes) -> None:
         """Hold a piece of the body while there is no connection or a replay is possible."""

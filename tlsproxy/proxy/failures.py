@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tlsproxy.wire.grammar import IDEMPOTENT
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.backendside import BackendStream
 
 
 class BackendFailure(Exception):
@@ -107,3 +110,8 @@ class NoBackend(BackendFailure):
     status = 503
     detail = "The application behind this server is not available at the moment."
     counts = False
+
+
+def may_be_replayed(connection: BackendStream, method: bytes) -> bool:
+    """Whether what is sent on `connection` may yet fail in a way that allows a replay."""
+    return connection.may_refuse or (connection.reused and method in IDEMPOTENT)
