@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-from tlsproxy.proxy.failures import BadAnswer, NotProcessed
+from tlsproxy.proxy.failures import AnswerTimedOut, BackendFailure, BadAnswer, NotProcessed
 from tlsproxy.wire.http2_client import ClientCodec, Http2Error, StreamGone
 
 if TYPE_CHECKING:
@@ -304,11 +304,11 @@ class MultiplexedConnection(asyncio.Protocol):
     # --- life and end -------------------------------------------------------------------------------------------------
 
     def _look_for_life(self, now: float) -> None:
-        asked = self._pinged_at > self._heard_at
-        if asked:
-            self._in_doubt = now - self._pinged_at > _DOUBT
+        if self._pinged_at > self._heard_at:
+            if now - self._pinged_at > _DOUBT:
+                self._in_doubt = True
             if now - self._pinged_at > _DEAD:
-                self._break(f"no sign of life for {now - self._heard_at:.0f} s")
+                self._break(f"no sign of life for {now - self._heard_at:.0f} s", AnswerTimedOut)
         elif self._is_news or now - self._pinged_at > _PINGS_APART:
             self._pinged_at = now
             self._is_news = False
@@ -334,14 +334,14 @@ class MultiplexedConnection(asyncio.Protocol):
             self._end("internal error")
         return self.is_open
 
-    def _break(self, why: str) -> None:
+    def _break(self, why: str, failure: type[BackendFailure] = BadAnswer) -> None:
         """The backend can't go on with this connection, or may not."""
         if not self.is_open:
             return
         self._is_leaving = True
         logger.warning("backend.http2_broken", extra={"backend": self.url, "why": why})
         for stream in tuple(self._streams.values()):
-            self._deliver(stream, partial(stream.fail, BadAnswer(self.url, why)))
+            self._deliver(stream, partial(stream.fail, failure(self.url, why)))
         self._end(why)
 
     def _end(self, why: str) -> None:
@@ -350,7 +350,7 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         self.is_open = False
         transport, self._transport = self._transport, None
-        self.backend.gone(self)
+        self.backend.gone(self, why)
         unsent = set(self._unsent) | set(self._websockets)
         streams = [*self._streams.values(), *self._websockets]
         self._streams, self._websockets = {}, []

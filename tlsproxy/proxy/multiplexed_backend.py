@@ -26,9 +26,12 @@ _MOST: Final = 64  # connections of one worker to one backend
 
 
 class MultiplexedBackend(Backend):
-    """See the module's text. Mutable state, with `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`."""
+    """See the module's text.
 
-    __slots__ = ("_connections", "_dialing", "_waiting")
+    Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_unspoken`.
+    """
+
+    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting")
 
     idle_default = 60.0  # a server that leaves says so (GOAWAY), and what it has not taken goes elsewhere
 
@@ -37,6 +40,7 @@ class MultiplexedBackend(Backend):
         self._connections: list[MultiplexedConnection] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._dialing: asyncio.Task[None] | None = None
+        self._unspoken = ""  # why the newest connection ended before the backend had said anything
 
     def __repr__(self) -> str:
         return (
@@ -53,11 +57,13 @@ class MultiplexedBackend(Backend):
     async def connect(self, timeout: float) -> BackendStream:
         """A stream as soon as there is one, of a new connection if need be. Raises ConnectFailed."""
         deadline = time.monotonic() + timeout
-        stream = None
-        while stream is None:
+        while True:
             await self._wait(deadline, timeout)
             stream = self._take()
-        return stream
+            if stream is not None:
+                return stream
+            if self._unspoken:  # else this could go on, connect after connect, until the time is up
+                raise ConnectFailed(self.url, self._unspoken)
 
     def close_idle(self, now: float) -> None:
         super().close_idle(now)
@@ -86,8 +92,10 @@ class MultiplexedBackend(Backend):
                 waiter.set_result(None)
                 room -= 1
 
-    def gone(self, connection: MultiplexedConnection) -> None:
+    def gone(self, connection: MultiplexedConnection, why: str) -> None:
         """The connection is over; if the backend closed it because it was idle, that tells of its patience."""
+        if not connection.codec.is_settled:
+            self._unspoken = why
         if connection in self._connections:
             self._connections.remove(connection)
             if connection.is_idle and not connection.is_leaving:
@@ -123,6 +131,7 @@ class MultiplexedBackend(Backend):
             self._dialing = asyncio.get_running_loop().create_task(self._dial(timeout))
 
     async def _dial(self, timeout: float) -> None:
+        self._unspoken = ""
         try:
             connection = await self._place.connect(lambda: MultiplexedConnection(self), timeout)
         except ConnectFailed as failure:
@@ -131,7 +140,7 @@ class MultiplexedBackend(Backend):
         finally:
             self._dialing = None
         if not connection.is_open:
-            self._fail_waiting(ConnectFailed(self.url, "it closed the connection at once"))
+            self._fail_waiting(ConnectFailed(self.url, self._unspoken))
             return
         self._connections.insert(0, connection)
         self.room_made()
