@@ -112,7 +112,7 @@ class Origin:
         _, kind, rest, *_ = *seen.target.split(b"/"), b"", b""
         status = int(rest) if kind == b"status" else 200
         body = b"x" * int(rest) if kind == b"big" else b"ok"
-        trailers = [(b"x-sum", b"2")] if kind == b"trailers" else []
+        trailers = [(b"x-sum", b"2")] if kind == b"trailers" and seen.method != b"HEAD" else []
         framing = (b"transfer-encoding", b"chunked") if trailers else (b"content-length", b"%d" % len(body))
         events: list[h11.Event] = [h11.Response(status_code=status, headers=[framing])]
         if kind == b"hints":
