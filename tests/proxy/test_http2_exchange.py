@@ -271,6 +271,15 @@ class TestAnswers:
         client.request("/next")
         assert upstream.message().target == b"/next"
 
+    def test_a_head_that_needs_several_frames(self, stage: Stage, backend: Backend) -> None:
+        """CONTINUATION, when the fields are larger than a frame (RFC 9113 6.10)."""
+        client, stream, upstream = asked(stage, backend)
+        fields = b"".join(b"X-%d: %b\r\n" % (number, b"v" * 1000) for number in range(50))
+        upstream.send(b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 2\r\n\r\nok")
+        answer = client.answer(stream)
+        assert all(answer.get(f"x-{number}") == b"v" * 1000 for number in range(50))
+        assert client.kinds(stream) == ["HEADERS", "CONTINUATION", "CONTINUATION", "DATA"]
+
     @pytest.mark.parametrize("status", [200, 404, 502])
     def test_hsts(self, stage: Stage, status: int) -> None:
         backend = stage.backend()
