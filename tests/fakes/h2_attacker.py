@@ -1,8 +1,9 @@
 """An HTTP/2 client that means no good: frames made by hand, and one connection that carries a plan of them out.
 
 A plan is an iterator of pieces to write; `SYNC` in it means: wait until the server has dealt with all that was sent, a
-number: wait until so many streams have ended. So the same plan runs against a socket and against a codec in memory. A
-client library would refuse to send most of it, and an attacker is faster than his victim.
+number: wait until so many streams have ended, or so many seconds if it is a float. So the same plan runs against a
+socket and against a codec in memory. A client library would refuse to send most of it, and an attacker is faster than
+his victim.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hpack import Decoder, HPACKError
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SYNC: Final = b""
-Steps = Iterator[bytes | int]
+Steps = Iterator[bytes | int | float]
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 PRIORITY_UPDATE: Final = 16
 END_STREAM: Final = 1
@@ -111,18 +112,21 @@ class Reaction:
 
 
 class Ears:
-    """Takes the server's frames apart, whatever the pieces."""
+    """Takes the other side's frames apart, whatever the pieces; the first `skip` bytes are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, skip: int = 0) -> None:
+        self._skip = skip
         self.reaction = Reaction()
         self.marks = 0
         self.ends = 0
+        self.begun: list[int] = []
         self.to_acknowledge = 0
         self._decoder = Decoder(max_header_list_size=2**20)
         self._buffer = b""
 
     def hear(self, data: bytes) -> None:
-        buffer, at = self._buffer + data, 0
+        buffer, at = self._buffer + data[self._skip :], 0
+        self._skip = max(0, self._skip - len(data))
         while len(buffer) - at >= 9 and len(buffer) - at >= (size := int.from_bytes(buffer[at : at + 3], "big")) + 9:
             stream = int.from_bytes(buffer[at + 5 : at + 9], "big")
             self._frame(buffer[at + 3], buffer[at + 4], stream, buffer[at + 9 : at + 9 + size])
@@ -139,6 +143,7 @@ class Ears:
         elif kind == RST_STREAM:
             reaction.resets[int.from_bytes(payload, "big")] += 1
         elif kind == HEADERS:
+            self.begun.append(stream)
             self._head(payload)
         elif kind == DATA:
             reaction.body += len(payload)
@@ -161,15 +166,17 @@ class Attacker:
     """One connection to carry a plan out.
 
     `reads` False: it takes nothing of what the server says until the plan is over; `acknowledges` are the server's
-    SETTINGS.
+    SETTINGS. `is_server`: the other one is a client, and has a preface.
     """
 
-    def __init__(self, sock: socket.socket, *, reads: bool = True, acknowledges: bool = True) -> None:
+    def __init__(
+        self, sock: socket.socket, *, reads: bool = True, acknowledges: bool = True, is_server: bool = False
+    ) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.reaction = Reaction()
-        self._ears = Ears()
+        self._ears = Ears(len(PREFACE) if is_server else 0)
         self._ears.reaction = self.reaction
         self._reads = reads
         self._acknowledges = acknowledges
@@ -183,13 +190,15 @@ class Attacker:
         if self._reads:
             self.sync()
 
-    def run(self, plan: Steps, patience: float = 30.0) -> Reaction:
-        """Carry the plan out until the server ends it, or it is over and the server has dealt with it."""
+    def run(self, plan: Steps, patience: float = 30.0, *, to_the_end: bool = True) -> Reaction:
+        """Carry the plan out until the server ends it, or it is over and, if `to_the_end`, dealt with."""
         deadline = time.monotonic() + patience
         for piece in plan:
             if self.reaction.ended or time.monotonic() > deadline:
                 break
-            if isinstance(piece, int):
+            if isinstance(piece, float):
+                self.wait(lambda: False, piece)
+            elif isinstance(piece, int):
                 self._wait_for_ends(piece)
             elif piece is SYNC:
                 self.sync()
@@ -199,7 +208,8 @@ class Attacker:
         self.reads_now = True
         if self.reaction.ended == "stuck":
             self.reaction.ended = ""
-        self.sync()
+        if to_the_end:
+            self.sync()
         return self.reaction
 
     def sync(self, patience: float = 10.0) -> bool:
@@ -249,6 +259,11 @@ class Attacker:
     def ends(self) -> int:
         """How many streams the server has ended or reset."""
         return self._ears.ends
+
+    @property
+    def begun(self) -> list[int]:
+        """The streams on which a head has come, in order."""
+        return self._ears.begun
 
     def close(self) -> None:
         self.sock.close()

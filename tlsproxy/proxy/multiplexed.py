@@ -193,6 +193,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(f"connection lost ({exc})" if exc else "connection closed")
+        self.codec.close()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -265,7 +266,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def backend_leaves(self, code: int, note: str) -> None:
         self._is_leaving = True
-        if code:
+        if code and self.backend.quiet.may_say((code, note)):
             logger.warning("backend.goaway", extra={"backend": self.url, "code": code, "reason": note})
         if self.is_idle:
             self._loop.call_soon(self.shut_down)
@@ -339,7 +340,8 @@ class MultiplexedConnection(asyncio.Protocol):
         if not self.is_open:
             return
         self._is_leaving = True
-        logger.warning("backend.http2_broken", extra={"backend": self.url, "why": why})
+        if self.backend.quiet.may_say(why):
+            logger.warning("backend.http2_broken", extra={"backend": self.url, "why": why})
         for stream in tuple(self._streams.values()):
             self._deliver(stream, partial(stream.fail, failure(self.url, why)))
         self._end(why)

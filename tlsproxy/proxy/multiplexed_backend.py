@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.proxy.failures import ConnectFailed, TooBusy
 from tlsproxy.proxy.multiplexed import MultiplexedConnection
 from tlsproxy.proxy.multiplexed_stream import MultiplexedStream
+from tlsproxy.proxy.rate import Quiet
 from tlsproxy.proxy.upstream import Backend
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ class MultiplexedBackend(Backend):
     Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_unspoken`.
     """
 
-    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting")
+    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting", "quiet")
 
     idle_default = 60.0  # a server that leaves says so (GOAWAY), and what it has not taken goes elsewhere
 
     def __init__(self, url: str, *, most_idle: int) -> None:
         super().__init__(url, most_idle=most_idle)
+        self.quiet = Quiet()  # for lines that each of its connections would write
         self._connections: list[MultiplexedConnection] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._dialing: asyncio.Task[None] | None = None

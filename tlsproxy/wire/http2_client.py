@@ -230,5 +230,9 @@ class ClientCodec(Codec):
         except NGH2Error:
             return
 
+    def close(self) -> None:
+        """The connection is gone: let go of the driver, or both would wait to be collected."""
+        del self._events
+
     def _wear_out(self) -> None:
         self._events.backend_leaves(NO_ERROR, "the connection is worn out")
