@@ -144,7 +144,7 @@ class BackendConnection(asyncio.Protocol):
         self._tunnel = tunnel
         self._chunked = False
 
-    def close(self) -> None:
+    def close(self, *, said_goodbye: bool = False) -> None:
         """Close after what was written has been sent, or at last when the backend has had its time to take it."""
         if self.is_open:
             self.backend.closing.append((time.monotonic(), self))

@@ -79,6 +79,6 @@ class BackendStream(Protocol):
         """From now on every byte is the tunnel's."""
         ...
 
-    def close(self) -> None:
-        """End a tunnel after what was sent has gone."""
+    def close(self, *, said_goodbye: bool = False) -> None:
+        """End a tunnel after what was sent has gone; `said_goodbye`: a close frame has passed."""
         ...

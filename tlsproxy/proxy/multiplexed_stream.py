@@ -135,10 +135,17 @@ class MultiplexedStream:
         self._taker = None
         self._tunnel = tunnel
 
-    def close(self) -> None:
-        """END_STREAM is what a FIN is elsewhere (RFC 8441 5)."""
+    def close(self, *, said_goodbye: bool = False) -> None:
+        """END_STREAM is what a FIN is elsewhere (RFC 8441 5).
+
+        After a close frame a reset says as much, and hypercorn 0.18 survives it: it forgets the stream on which it has
+        said its own, and its whole connection dies of DATA for that, even of none.
+        """
         self._tunnel = None
         self.resume_reading()
+        if said_goodbye and not self._connection.codec.queued(self.number):
+            self.reset()
+            return
         self.end([])
         self._connection.expect_end(self)
 

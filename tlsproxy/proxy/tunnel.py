@@ -72,7 +72,7 @@ class Tunnel:
                 data = data[:border] + close_frame(GOING_AWAY, masked=True)
                 self._said_to_backend = True
             self._backend.send(data)
-        if self._said_to_client and self._from_client.saw_close:
+        if self._from_client.saw_close and (self._said_to_client or self._is_finished()):
             self._end()
 
     def client_closed(self) -> None:
@@ -104,6 +104,8 @@ class Tunnel:
             self._said_to_client = True
         self._bytes_out += len(data)
         self._stream.write(data)
+        if self._from_backend.saw_close and self._is_finished():
+            self._end()
 
     def backend_closed(self) -> None:
         if not self._leaving or not self._said_to_client:
@@ -132,10 +134,15 @@ class Tunnel:
             self._said_to_backend = True
             self._backend.send(close_frame(GOING_AWAY, masked=True))
 
+    def _is_finished(self) -> bool:
+        """Both close frames have passed: nothing may follow (RFC 6455 7.1.1), and not every server closes then."""
+        ours, theirs = self._from_client, self._from_backend
+        return ours.saw_close and theirs.saw_close and ours.at_border and theirs.at_border
+
     def _end(self) -> None:
         if self._over:
             return
         self._over = True
-        self._backend.close()
+        self._backend.close(said_goodbye=self._from_client.saw_close or self._from_backend.saw_close)
         self._stream.close()
         self._exchange.tunnel_ended(self._bytes_in, self._bytes_out)
