@@ -49,6 +49,8 @@ class Kind:
     prefixed: tuple[str, ...] = ()
     strips: bool = False
     app_root_path: str = ""
+    http2: bool = False  # it is a backend of HTTP/2, asked by many requests on one connection
+    websocket: bool = True
     # hypercorn's own ways, with or without a proxy before it: its middleware calls the scheme of a WebSocket "https",
     # and the application never hears the client's close code.
     websocket_scheme: str = "wss"
@@ -57,6 +59,10 @@ class Kind:
     @property
     def id(self) -> str:
         return f"{self.name}-{'unix' if self.unix else 'tcp'}"
+
+    def named(self, address: str) -> str:
+        """Its address as the configuration writes it."""
+        return address.replace("http://", "h2c://") if self.http2 else address
 
     @property
     def host(self) -> str:
@@ -91,13 +97,23 @@ def _kinds() -> Iterator[Kind]:
         yield Kind(f"uvicorn-{parser}", command, False, ("--root-path", "/api/v1"), True)
         yield Kind(f"uvicorn-{parser}", command, True)
     hypercorn = ("hypercorn", WRAPPED)
-    yield Kind(
-        "hypercorn", hypercorn, prefixed=("--root-path", "/api/v1"), websocket_scheme="https", heard_close_code=1006
-    )
+    for suffix, http2 in (("", False), ("-h2c", True)):
+        prefixed = () if http2 else ("--root-path", "/api/v1")
+        yield Kind(
+            f"hypercorn{suffix}",
+            hypercorn,
+            prefixed=prefixed,
+            http2=http2,
+            websocket_scheme="https",
+            heard_close_code=1006,
+        )
     granian = ("granian", "--interface", "asgi", "--log-level", "warning", WRAPPED)
     yield Kind("granian", granian, False, app_root_path="/api/v1")
+    yield Kind("granian-h2c", granian, http2=True, websocket=False)
     yield Kind("gunicorn", GUNICORN, False, ("--root-path", "/api/v1"))
     yield Kind("gunicorn", GUNICORN, True)
+    cleartext = ("--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge")
+    yield Kind("gunicorn-h2c", (*GUNICORN, *cleartext), http2=True, websocket=False)
 
 
 KINDS = tuple(_kinds())
@@ -135,14 +151,14 @@ def _site(kind: Kind, addresses: dict[tuple[str, bool], str], pair: str) -> str:
         [[sites]]
         hosts = ["{kind.host}"]
         certificate = {pair}
-        backends = ["{addresses[kind.id, False]}"]
+        backends = ["{kind.named(addresses[kind.id, False])}"]
     """
     if kind in PREFIXED:
         site += f"""
         [[sites.routes]]
         path = "/api/v1"
         strip_prefix = {str(kind.strips).lower()}
-        backends = ["{addresses[kind.id, True]}"]
+        backends = ["{kind.named(addresses[kind.id, True])}"]
         """
     return site
 
@@ -159,6 +175,14 @@ def kind(request: pytest.FixtureRequest, folder: Path, addresses: dict[tuple[str
 def version(request: pytest.FixtureRequest) -> str:
     """What the client speaks; the server hears HTTP/1.1 from the proxy."""
     return str(request.param)
+
+
+@pytest.fixture
+def talkative(kind: Kind) -> Kind:
+    """A server that speaks WebSocket in the protocol that it is asked in."""
+    if not kind.websocket:
+        pytest.skip(f"{kind.id} has no WebSocket over HTTP/2")
+    return kind
 
 
 @pytest.fixture
@@ -256,46 +280,46 @@ def websocket(proxy: Proxy, kind: Kind, path: str) -> Iterator[ClientConnection]
         yield made
 
 
-def test_websocket_messages(proxy: Proxy, kind: Kind) -> None:
-    with websocket(proxy, kind, "/ws/echo") as made:
+def test_websocket_messages(proxy: Proxy, talkative: Kind) -> None:
+    with websocket(proxy, talkative, "/ws/echo") as made:
         about = json.loads(made.recv(PATIENCE))
-        assert about == {"scheme": kind.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
+        assert about == {"scheme": talkative.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
         for message in ("text ☂", b"\x00binary\xff", "", os.urandom(1 << 20), "t" * (1 << 20)):
             made.send(message)
             assert made.recv(PATIENCE) == message
         assert made.ping().wait(PATIENCE)
 
 
-def test_websocket_close_codes(proxy: Proxy, kind: Kind, client: httpx.Client) -> None:
-    with websocket(proxy, kind, "/ws/close") as made, pytest.raises(ConnectionClosed) as caught:
+def test_websocket_close_codes(proxy: Proxy, talkative: Kind, client: httpx.Client) -> None:
+    with websocket(proxy, talkative, "/ws/close") as made, pytest.raises(ConnectionClosed) as caught:
         made.recv(PATIENCE)
     assert caught.value.rcvd is not None
     assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4001, "enough")
     run = next(names)
-    with websocket(proxy, kind, f"/ws/wait/{run}") as made:
+    with websocket(proxy, talkative, f"/ws/wait/{run}") as made:
         made.close(3007, "bye")
-    assert client.get(f"/closed/{run}").json() == kind.heard_close_code
+    assert client.get(f"/closed/{run}").json() == talkative.heard_close_code
     assert proxy.logged(path="/ws/close")["status"] == 101
 
 
-def test_websockets_on_a_connection_of_http_2(proxy: Proxy, kind: Kind) -> None:
+def test_websockets_on_a_connection_of_http_2(proxy: Proxy, talkative: Kind) -> None:
     run = next(names)
-    with Http2Client(proxy, kind.host) as client:
+    with Http2Client(proxy, talkative.host) as client:
         first, second = WebSocket(client, "/ws/echo"), WebSocket(client, f"/ws/wait/{run}")
         about = json.loads(first.receive())
-        assert about == {"scheme": kind.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
+        assert about == {"scheme": talkative.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
         for message in ("text ☂", b"\x00binary\xff", "", os.urandom(1 << 20), "t" * (1 << 20)):
             first.send(message)
             assert first.receive() == message
         first.ping()
         second.close(3007, "bye")
-        assert json.loads(client.get(f"/closed/{run}").body) == kind.heard_close_code
+        assert json.loads(client.get(f"/closed/{run}").body) == talkative.heard_close_code
         with pytest.raises(Closed) as caught:
             WebSocket(client, "/ws/close").receive()
         assert (caught.value.code, caught.value.reason) == (4001, "enough")
         first.close(1000)
         assert (first.stream.status, client.goaways) == (200, [])
-    line = proxy.logged(path="/ws/echo", host=kind.host, http="2")
+    line = proxy.logged(path="/ws/echo", host=talkative.host, http="2")
     assert (line["status"], line["method"]) == (101, "GET")
 
 
