@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.backend import OK, url_of
 from tests.fakes.frames import CANCEL, ENHANCE_YOUR_CALM, NO_ERROR, Fields, FramePeer, block, headers_frames
 from tests.fakes.stage import Stage
+from tlsproxy.proxy import front
 
 
 def other_stream_is_served(stage: Stage, client: FramePeer) -> None:
@@ -277,3 +278,28 @@ class TestAnswersNobodyTakes:
         stage.tick(after=10)
         client.grant(1, stream)
         assert client.answer(stream).body == b"ok"
+
+
+class TestBusyWorker:
+    def test_who_has_many_streams_gets_no_more_of_them_and_others_get_theirs(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each stream may cost a descriptor, and a worker has only so many."""
+        monkeypatch.setattr(front, "_most_connections", lambda: 40)
+        backend = stage.backend()
+        stage.serve(backend)
+        greedy, modest = stage.connect_http2(), stage.connect_http2()
+        streams = [greedy.request(f"/{number}") for number in range(21)]
+        answer = greedy.answer(streams[20])
+        assert answer.status == 503
+        assert "nofile" in stage.log()[0]["error"]
+        stream = modest.request("/modest")
+        calls = [backend.accept() for _ in range(21)]
+        upstream = next(each for each in calls if each.message().target == b"/modest")
+        upstream.send(OK)
+        assert modest.answer(stream).status == 200
+        greedy.reset(streams[0], CANCEL)
+        greedy.reset(streams[1], CANCEL)
+        greedy.ping()
+        greedy.request("/again")
+        assert upstream.message().target == b"/again"  # on the connection that is free

@@ -217,6 +217,7 @@ class Front:
             tunnel_idle=limits.tunnel_idle,
             write_idle=limits.write_idle,
             http2_streams=limits.http2_streams,
+            most_streams=_most_connections() // 2,
         )
 
     def _make_router(self, settings: configuration.Settings) -> Router:

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.proxy.http2_stream import Http2Stream
 from tlsproxy.wire.forwarding import Peer
 from tlsproxy.wire.http2 import Http2Error, Limits, ServerCodec
+from tlsproxy.wire.messages import ProtocolError
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
     from tlsproxy.wire.fields import Fields
-    from tlsproxy.wire.messages import ProtocolError, RequestHead
+    from tlsproxy.wire.messages import RequestHead
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _AT_ONCE: Final = 128 * 1024  # bytes taken from the codec in one piece: what is
 _PREFACE: Final = 24 + 9  # bytes of the shortest beginning (RFC 9113 3.4)
 _EARNED: Final = 50  # noise credit a second
 _CALM: Final = 11  # ENHANCE_YOUR_CALM (RFC 9113 7)
+_FAIR: Final = 8  # streams that a connection may have open however busy the worker is
 _NOTICE: Final = 1.0  # seconds between the two GOAWAY of a shutdown: more than a round trip (RFC 9113 6.8)
 
 
@@ -124,7 +126,7 @@ class Http2Driver:
         """Enforce the limits of the connection and of each stream. `now` is monotonic."""
         if self._over:
             return
-        self.codec.earn(int((now - self._ticked) * _EARNED) + 1)
+        self.codec.earn(max(0, int((now - self._ticked) * _EARNED)))
         self._ticked = now
         for each in tuple(self._streams.values()):
             each.check_deadline(now)
@@ -152,15 +154,16 @@ class Http2Driver:
     # --- http2.ServerEvents -------------------------------------------------------------------------------------------
 
     def request_received(self, stream: int, head: RequestHead, *, ended: bool) -> None:
-        each = self._streams[stream] = Http2Stream(self, stream, head, ended=ended)
-        if self._crowded:
+        each = self._add(stream, head, ended=ended)
+        if self.services.open_streams > self.services.most_streams and len(self._streams) > _FAIR:
+            each.refuse(_too_busy())
+        elif self._crowded:
             self._waiting[stream] = each
         else:
             each.begin()
 
     def request_refused(self, stream: int, head: RequestHead, error: ProtocolError) -> None:
-        each = self._streams[stream] = Http2Stream(self, stream, head, ended=False)
-        each.refuse(error)
+        self._add(stream, head, ended=False).refuse(error)
 
     def body_received(self, stream: int, data: bytes, *, ended: bool) -> None:
         each = self._streams.get(stream)
@@ -184,6 +187,7 @@ class Http2Driver:
         each = self._streams.pop(stream, None)
         if each is None:
             return
+        self.services.open_streams -= 1
         self._waiting.pop(stream, None)
         self._held_back.discard(each)
         self._finishing.discard(each)
@@ -199,6 +203,11 @@ class Http2Driver:
     def client_leaves(self) -> None:
         """It begins no more streams; those it has begun end normally."""
         self._client_leaves = True
+
+    def _add(self, stream: int, head: RequestHead, *, ended: bool) -> Http2Stream:
+        self.services.open_streams += 1
+        each = self._streams[stream] = Http2Stream(self, stream, head, ended=ended)
+        return each
 
     # --- for Http2Stream ----------------------------------------------------------------------------------------------
 
@@ -339,11 +348,21 @@ class Http2Driver:
 
     def _drop_streams(self) -> None:
         streams, self._streams = self._streams, {}
+        self.services.open_streams -= len(streams)
         self._waiting.clear()
         self._held_back.clear()
         self._finishing.clear()
         for each in streams.values():
             each.closed()
+
+
+def _too_busy() -> ProtocolError:
+    """Each stream may take a descriptor for its backend, of which a client has as many as it has streams."""
+    return ProtocolError(
+        503,
+        "This server has more to do than it can at the moment.",
+        "as many streams are open as the open-file limit allows, and this client has many of them; raise nofile",
+    )
 
 
 def _limits(services: Services) -> Limits:

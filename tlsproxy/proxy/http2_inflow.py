@@ -46,14 +46,17 @@ class Inflow:
         self._held += size
         self._received += size
 
-    def taken(self) -> None:
-        """What came has gone on. While its taker is full, the client gets no window for more."""
+    def taken(self, *, flows: bool) -> None:
+        """What came has gone on. While its taker is full, the client gets no window for more.
+
+        `flows`: to a backend, and not only into our hands until there is a connection to one.
+        """
         if self._since:
             self._since = time.monotonic()
         if self._is_paused or self._held < _WORTH_IT:
             return
         self.acknowledge()
-        if self._received > _GROWS_AFTER and not self._has_grown:
+        if flows and self._received > _GROWS_AFTER and not self._has_grown:
             self._grow()
 
     def acknowledge(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.http2_inflow import Inflow
+from tlsproxy.proxy.phase import CONNECTING
 from tlsproxy.wire.http2 import StreamGone
 from tlsproxy.wire.http2_heads import is_right_accept
 from tlsproxy.wire.messages import ProtocolError
@@ -204,7 +205,7 @@ class Http2Stream:
             self._tunnel.client_data(data)
         elif self._exchange is not None:
             self._exchange.request_data(data)
-        inflow.taken()
+        inflow.taken(flows=self._exchange is None or self._exchange.state is not CONNECTING)
 
     def _body_timed_out(self) -> None:
         if self._exchange is not None:

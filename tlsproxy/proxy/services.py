@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Services:
-    """Durations in seconds, sizes in bytes. Mutable state: `draining`, the request counters."""
+    """Durations in seconds, sizes in bytes.
+
+    Mutable state: `draining`, `open_streams` (of HTTP/2, of all clients), the request counters.
+    """
 
     __slots__ = (
         "_id_prefix",
@@ -36,6 +39,8 @@ class Services:
         "http2_streams",
         "keep_alive",
         "loop",
+        "most_streams",
+        "open_streams",
         "quiet",
         "requests",
         "router",
@@ -61,6 +66,7 @@ class Services:
         tunnel_idle: float,
         write_idle: float,
         http2_streams: int,
+        most_streams: int,
     ) -> None:
         self.loop = loop
         self.router = router
@@ -76,6 +82,8 @@ class Services:
         self.tunnel_idle = tunnel_idle
         self.write_idle = write_idle
         self.http2_streams = http2_streams
+        self.most_streams = most_streams
+        self.open_streams = 0
         self.draining = False
         self.quiet = Quiet()  # for lines that a client can have written at will
         self.requests = 0
