@@ -207,6 +207,10 @@ class ClientCodec(Codec):
         self.earn(FOR_REQUEST)
         return stream
 
+    def send_data(self, stream: int, data: bytes, *, ended: bool = False) -> None:
+        super().send_data(stream, data, ended=ended)
+        self.earn(len(data) >> 8)  # a backend with a small window answers every bit with two WINDOW_UPDATE
+
     def reset(self, stream: int, code: int) -> None:
         """End both directions of a stream. Nothing happens if it is gone."""
         try:
