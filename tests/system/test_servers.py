@@ -117,6 +117,8 @@ def _kinds() -> Iterator[Kind]:
 
 
 KINDS = tuple(_kinds())
+TALKATIVE = tuple(kind for kind in KINDS if kind.websocket)
+with_websocket = pytest.mark.parametrize("kind", TALKATIVE, indirect=True, ids=lambda kind: kind.id)
 PREFIXED = tuple(kind for kind in KINDS if kind.prefixed or kind.app_root_path)
 
 
@@ -175,14 +177,6 @@ def kind(request: pytest.FixtureRequest, folder: Path, addresses: dict[tuple[str
 def version(request: pytest.FixtureRequest) -> str:
     """What the client speaks; the server hears HTTP/1.1 from the proxy."""
     return str(request.param)
-
-
-@pytest.fixture
-def talkative(kind: Kind) -> Kind:
-    """A server that speaks WebSocket in the protocol that it is asked in."""
-    if not kind.websocket:
-        pytest.skip(f"{kind.id} has no WebSocket over HTTP/2")
-    return kind
 
 
 @pytest.fixture
@@ -280,47 +274,59 @@ def websocket(proxy: Proxy, kind: Kind, path: str) -> Iterator[ClientConnection]
         yield made
 
 
-def test_websocket_messages(proxy: Proxy, talkative: Kind) -> None:
-    with websocket(proxy, talkative, "/ws/echo") as made:
+@with_websocket
+def test_websocket_messages(proxy: Proxy, kind: Kind) -> None:
+    with websocket(proxy, kind, "/ws/echo") as made:
         about = json.loads(made.recv(PATIENCE))
-        assert about == {"scheme": talkative.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
+        assert about == {"scheme": kind.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
         for message in ("text ☂", b"\x00binary\xff", "", os.urandom(1 << 20), "t" * (1 << 20)):
             made.send(message)
             assert made.recv(PATIENCE) == message
         assert made.ping().wait(PATIENCE)
 
 
-def test_websocket_close_codes(proxy: Proxy, talkative: Kind, client: httpx.Client) -> None:
-    with websocket(proxy, talkative, "/ws/close") as made, pytest.raises(ConnectionClosed) as caught:
+@with_websocket
+def test_websocket_close_codes(proxy: Proxy, kind: Kind, client: httpx.Client) -> None:
+    with websocket(proxy, kind, "/ws/close") as made, pytest.raises(ConnectionClosed) as caught:
         made.recv(PATIENCE)
     assert caught.value.rcvd is not None
     assert (caught.value.rcvd.code, caught.value.rcvd.reason) == (4001, "enough")
     run = next(names)
-    with websocket(proxy, talkative, f"/ws/wait/{run}") as made:
+    with websocket(proxy, kind, f"/ws/wait/{run}") as made:
         made.close(3007, "bye")
-    assert client.get(f"/closed/{run}").json() == talkative.heard_close_code
+    assert client.get(f"/closed/{run}").json() == kind.heard_close_code
     assert proxy.logged(path="/ws/close")["status"] == 101
 
 
-def test_websockets_on_a_connection_of_http_2(proxy: Proxy, talkative: Kind) -> None:
+@with_websocket
+def test_websockets_on_a_connection_of_http_2(proxy: Proxy, kind: Kind) -> None:
     run = next(names)
-    with Http2Client(proxy, talkative.host) as client:
+    with Http2Client(proxy, kind.host) as client:
         first, second = WebSocket(client, "/ws/echo"), WebSocket(client, f"/ws/wait/{run}")
         about = json.loads(first.receive())
-        assert about == {"scheme": talkative.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
+        assert about == {"scheme": kind.websocket_scheme, "client": CLIENT, "path": "/ws/echo"}
         for message in ("text ☂", b"\x00binary\xff", "", os.urandom(1 << 20), "t" * (1 << 20)):
             first.send(message)
             assert first.receive() == message
         first.ping()
         second.close(3007, "bye")
-        assert json.loads(client.get(f"/closed/{run}").body) == talkative.heard_close_code
+        assert json.loads(client.get(f"/closed/{run}").body) == kind.heard_close_code
         with pytest.raises(Closed) as caught:
             WebSocket(client, "/ws/close").receive()
         assert (caught.value.code, caught.value.reason) == (4001, "enough")
         first.close(1000)
         assert (first.stream.status, client.goaways) == (200, [])
-    line = proxy.logged(path="/ws/echo", host=talkative.host, http="2")
+    line = proxy.logged(path="/ws/echo", host=kind.host, http="2")
     assert (line["status"], line["method"]) == (101, "GET")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.websocket], indirect=True, ids=lambda kind: kind.id
+)
+def test_a_server_without_websockets_is_said_to_be_one(proxy: Proxy, kind: Kind) -> None:
+    with Http2Client(proxy, kind.host) as client:
+        assert WebSocket(client, "/ws/echo").stream.status == 502
+    assert "WebSocket" in proxy.logged(path="/ws/echo", host=kind.host)["error"]
 
 
 def test_scheme_address_and_redirects(client: httpx.Client, proxy: Proxy, kind: Kind) -> None:
