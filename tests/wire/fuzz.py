@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.fakes.codec import read_answer, read_requests, split
 from tests.fakes.generated import ANSWERS, STREAMS
 from tests.wire.test_differential import compare_answer, compare_requests
+from tests.wire.test_http2 import ANY_FRAME, check_conversation
+from tests.wire.test_http2_heads import ANY_FIELD, ANY_PSEUDO, is_one_request
 
 CUTS = st.lists(st.floats(0, 1), max_size=4)
 
@@ -39,8 +41,23 @@ def main(examples: int) -> None:
         outcomes["answers accepted"] += read.complete
         outcomes["answers refused"] += read.error is not None
 
+    @many
+    @given(ANY_PSEUDO, st.lists(ANY_FIELD, max_size=3), st.booleans())
+    def http2_heads(pseudo: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], ended: bool) -> None:
+        passed = is_one_request([*pseudo.items(), *fields], ended=ended)
+        outcomes["heads of HTTP/2 accepted" if passed else "heads of HTTP/2 refused"] += 1
+
+    @many
+    @given(st.lists(ANY_FRAME, max_size=12), st.binary(max_size=20), CUTS)
+    def http2_frames(frames: list[bytes], noise: bytes, places: list[float]) -> None:
+        data = b"".join(frames) + noise
+        check_conversation(split(data, [int(place * len(data)) for place in places]))
+        outcomes["conversations of HTTP/2"] += 1
+
     requests()
     answers()
+    http2_heads()
+    http2_frames()
     print(", ".join(f"{count} {what}" for what, count in sorted(outcomes.items())))
 
 

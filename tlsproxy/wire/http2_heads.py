@@ -203,9 +203,9 @@ def _list_size(fields: Sequence[Field]) -> int:
 
 
 def _check_bytes(regular: Sequence[Field]) -> None:
-    names = b"".join([name for name, _ in regular])
+    names = [name for name, _ in regular]
     values = b"".join([value for _, value in regular])
-    if names.translate(None, _NAME_BYTES):
+    if b"" in names or b"".join(names).translate(None, _NAME_BYTES):
         raise ProtocolError(400, "The name of a header field is not a token in lower case.")
     grammar.check_text(values)
 
