@@ -96,7 +96,7 @@ EXPECTED = {
     "unknown frames, empty": ends(),
     "unknown frames, 16 KiB": ends(),
     "unknown frames on a stream": ends(requests=1),
-    "GOAWAY again and again": ends(NOTHING_SAID),
+    "GOAWAY again and again": ends(NOTHING_SAID, CALM),
     "PUSH_PROMISE": ends(PROTOCOL_ERROR, requests=1),
     "a frame of 16 MiB": ends(FRAME_SIZE_ERROR, requests=1),
     "DATA, empty": ends(requests=1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import trustme
@@ -267,3 +268,29 @@ class TestChurn:
         print(f"{self.COUNT} connections, {last[:12]!r}: {cost.said(self.COUNT)}")
         assert cost.peak < 32 * MIB
         assert cost.cpu < 5
+
+
+def test_streams_do_not_use_up_the_descriptors(tmp_path: Path, authority: trustme.CA) -> None:
+    """Ten clients ask a hundred slow things each, of a worker that may open four hundred files: others are served."""
+    with (
+        CountingBackend() as backend,
+        running_proxy(
+            tmp_path,
+            client_context(authority),
+            site_of(write_pair(tmp_path, authority, "localhost"), backend.url),
+            before=("prlimit", "--nofile=400:400"),
+        ) as proxy,
+        Visitors(proxy) as visitors,
+    ):
+        victim = Victim(proxy, backend, visitors)
+        with victim.watched() as cost, crowd(victim) as attackers:
+            for each in attackers:
+                each.write(many(b"/never"))
+                each.sync()
+            held = descriptors(victim.worker)
+            visitors.more(5)
+        refused = [each.reaction.statuses[503] for each in attackers]
+        print(f"{held} of 400 descriptors; refused: {refused}; {cost.said(CONNECTIONS * WAVE)}")
+        assert held < 300
+        assert max(refused) < WAVE
+        assert proxy.count("listener.exhausted") == 0
