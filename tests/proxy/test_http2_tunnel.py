@@ -191,6 +191,25 @@ class TestEnds:
         assert (line["status"], line["bytes_in"], line["bytes_out"], line["http"]) == (101, 10, 0, "2")
         client.ping()
 
+    @pytest.mark.parametrize("is_in_time", [True, False])
+    def test_a_close_frame_with_the_streams_end_is_answered(
+        self, stage: Stage, backend: Backend, *, is_in_time: bool
+    ) -> None:
+        """Chromium sends both in one frame and waits; the backend has 10 s to say its own."""
+        client, stream, upstream = open_websocket(stage, backend)
+        goodbye = to_backend(b"\x03\xe9", 0x88)
+        client.data(stream, goodbye, end=True)
+        assert upstream.exactly(len(goodbye)) == goodbye
+        client.ping()
+        assert not client.stream(stream).is_over
+        if is_in_time:
+            upstream.send(CLOSE_1001)
+        else:
+            stage.tick(after=11)
+        answer = client.answer(stream)
+        assert (answer.body, answer.reset) == (CLOSE_1001 if is_in_time else b"", None)
+        assert upstream.rest() == b""
+
     def test_when_the_backend_closes_what_it_sent_still_arrives(self, stage: Stage, backend: Backend) -> None:
         client, stream, upstream = open_websocket(stage, backend)
         upstream.send(to_client(b"last"))

@@ -330,6 +330,23 @@ def test_a_websocket_ends_with_the_backends_stream(stage: Stage, upstream: H2cBa
     peer.until(lambda: request.ended)
 
 
+def test_a_websocket_whose_close_frames_have_passed_is_reset(stage: Stage, upstream: H2cBackend) -> None:
+    """Hypercorn's connection would die of an END_STREAM for a stream that it has forgotten by then."""
+    stage.serve(upstream)
+    client = stage.connect()
+    client.send(UPGRADE)
+    peer = upstream.connection({CONNECT: 1})
+    request = peer.next_request(whole=False)
+    peer.head(request.stream)
+    assert client.message().status == 101
+    client.send(b"\x88\x82\0\0\0\0\x03\xe8")
+    peer.until(lambda: request.body == b"\x88\x82\0\0\0\0\x03\xe8")
+    peer.data(request.stream, b"\x88\x02\x03\xe8")
+    assert client.rest() == b"\x88\x02\x03\xe8"
+    peer.until(lambda: request.reset is not None)
+    assert (request.reset, request.ended) == (8, False)
+
+
 def test_a_websocket_that_is_refused_is_an_ordinary_answer(stage: Stage, upstream: H2cBackend) -> None:
     stage.serve(upstream)
     client = stage.connect()

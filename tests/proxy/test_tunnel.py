@@ -154,6 +154,26 @@ class TestEnds:
         assert client.rest() == to_client(b"last")
         assert stage.log()[0]["bytes_out"] == 6
 
+    @pytest.mark.parametrize("first", ["client", "backend"])
+    def test_when_both_close_frames_have_passed(self, stage: Stage, first: str) -> None:
+        """Whoever began it, and though neither closes its connection (RFC 6455 7.1.1)."""
+        backend = stage.backend()
+        stage.serve(backend)
+        client, upstream = open_websocket(stage, backend)
+        goodbye, reply = to_backend(b"\x03\xe9bye", 0x88), b"\x88\x05\x03\xe9bye"
+        if first == "backend":
+            upstream.send(reply)
+            assert client.exactly(len(reply)) == reply
+            client.send(goodbye)
+        else:
+            client.send(goodbye)
+            assert upstream.exactly(len(goodbye)) == goodbye
+            upstream.send(reply[:4])
+            assert client.exactly(4) == reply[:4]  # half a frame is not the end
+            upstream.send(reply[4:])
+        assert client.rest() == (b"" if first == "backend" else reply[4:])
+        assert upstream.rest() == (goodbye if first == "backend" else b"")
+
     def test_when_both_are_silent_too_long(self, stage: Stage) -> None:
         """A byte in either direction begins the time anew."""
         backend = stage.backend()
