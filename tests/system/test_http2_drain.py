@@ -190,14 +190,14 @@ def test_curl_goes_on_elsewhere_when_workers_leave(start: Start, tmp_path: Path)
     got.mkdir()
     counting = ("-w", "%{http_code} %{http_version} %{exitcode}\n", "-Z", "--parallel-max", "30")
     common = ["curl", *Curl(proxy, "2").common, *counting, "-o", f"{got}/#1"]
-    command = [*common, f"https://localhost:{proxy.port}/hello?[1-4000]"]
+    command = [*common, f"https://localhost:{proxy.port}/hello?[1-2400]"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         for number, worker in enumerate(proxy.workers(), 1):
-            until(lambda least=800 * number: sum(1 for _ in got.iterdir()) > least, "it is under way")  # type: ignore[misc]
+            until(lambda least=500 * number: sum(1 for _ in got.iterdir()) > least, "it is under way")  # type: ignore[misc]
             os.kill(worker, signal.SIGTERM)
             proxy.wait_for("worker.died", child=worker, status="exit status 0")
         said, _ = running.communicate(timeout=PATIENCE)
-    assert Counter(said.splitlines()) == {"200 2 0": 4000}
+    assert Counter(said.splitlines()) == {"200 2 0": 2400}
 
 
 @pytest.mark.skipif(not shutil.which("h2load"), reason="h2load (nghttp2-client) is not installed")
