@@ -33,7 +33,7 @@ NOT_IN_WIRE = {"asyncio", "uvloop", "ssl", "socket", "selectors", "logging", "ti
 # On the request path and in the supervisor, certificates are not made; in the certificate path, no traffic is served.
 NOT_IN: dict[str, set[str]] = {
     "wire": NOT_IN_WIRE | {"threading", "subprocess", "random"},
-    "proxy": {"subprocess", "multiprocessing", "requests", "acme", "ngh2"},  # a codec is a plug: `wire` alone knows which
+    "proxy": {"subprocess", "multiprocessing", "requests", "acme", "ngh2"},  # the codec is a plug: `wire` knows it
     "certs": {"uvloop", "httptools"},
 }
 LONGEST_FILE = 400
