@@ -16,6 +16,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
+from tlsproxy.proxy import grpc
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.http2_inflow import Inflow
 from tlsproxy.proxy.phase import CONNECTING
@@ -290,6 +291,9 @@ class Http2Stream:
 
     def exchange_cut(self) -> None:
         """Half an answer must not look like a whole one (security rule 8)."""
+        if grpc.is_call(self._head):
+            self.send_end(grpc.BROKEN_OFF)
+            return
         self._has_answered = True
         self._reset(_INTERNAL_ERROR)
 

@@ -1,0 +1,24 @@
+"""What gRPC adds to HTTP/2, as far as a proxy needs it: how a call is known, and how one that broke off ends.
+
+A client of gRPC takes a stream that is reset in the middle of an answer for a fault of its own library (INTERNAL). What
+it can act on is a status in the trailers: UNAVAILABLE, behind which it may try again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.messages import RequestHead
+
+_CONTENT_TYPE: Final = b"application/grpc"
+BROKEN_OFF: Final[Fields] = [
+    (b"grpc-status", b"14"),  # UNAVAILABLE
+    (b"grpc-message", b"The application behind this server stopped in the middle of its answer."),
+]
+
+
+def is_call(head: RequestHead) -> bool:
+    """Whether a request is a call of gRPC: `application/grpc`, whatever follows (+proto, +json, a parameter)."""
+    return any(name.lower() == b"content-type" and value.startswith(_CONTENT_TYPE) for name, value in head.fields)
