@@ -1,14 +1,14 @@
 """Processes that leave, die or change their certificates under clients of HTTP/2: what they had begun is not lost.
 
 Which requests a client may count on is said by the server: those up to the last stream that its GOAWAY names. The rest
-was not processed, and is safe to send again (RFC 9113 6.8).
+was not processed, and is safe to send again (RFC 9113 6.8). curl does that; h2load and httpx are no witnesses here, for
+a GOAWAY ends them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -30,7 +30,6 @@ pytestmark = pytest.mark.system
 Start = Callable[..., Proxy]
 
 STREAMS = 20
-LOADED = 2.0  # seconds
 
 
 @pytest.fixture
@@ -198,17 +197,3 @@ def test_curl_goes_on_elsewhere_when_workers_leave(start: Start, tmp_path: Path)
             proxy.wait_for("worker.died", child=worker, status="exit status 0")
         said, _ = running.communicate(timeout=PATIENCE)
     assert Counter(said.splitlines()) == {"200 2 0": 2400}
-
-
-@pytest.mark.skipif(not shutil.which("h2load"), reason="h2load (nghttp2-client) is not installed")
-def test_no_request_of_h2load_fails_when_a_worker_leaves(start: Start) -> None:
-    proxy = start(workers=2)
-    address, url = f"127.0.0.1:{proxy.port}", f"https://localhost:{proxy.port}/hello"
-    command = ["h2load", "-D", f"{LOADED:g}", "-c", "6", "-m", "20", "--connect-to", address, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        until(lambda: len(proxy.request_lines()) > 500, "it is under way")
-        for worker in proxy.workers():
-            os.kill(worker, signal.SIGTERM)
-        said, _ = running.communicate(timeout=LOADED + PATIENCE)
-    assert "0 failed, 0 errored, 0 timeout" in said
-    assert "0 3xx, 0 4xx, 0 5xx" in said
