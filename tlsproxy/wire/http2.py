@@ -70,8 +70,8 @@ class ServerCodec(Codec):
     def __init__(self, events: ServerEvents, limits: Limits) -> None:
         self._events = events
         self._heads = HeadReader(limits)
-        self._open: set[int] = set()
-        self._resets: set[int] = set()
+        self._open: dict[int, None] = {}  # for their keys: an empty set has 216 bytes, this has 64
+        self._resets: dict[int, None] = {}
         self._heads_read = 0
         self._is_leaving = False
         settings: dict[int, int] = {
@@ -130,7 +130,7 @@ class ServerCodec(Codec):
             self._trailers(event)
         elif isinstance(event, StreamReset):
             if event.stream_id in self._open:
-                self._resets.add(event.stream_id)
+                self._resets[event.stream_id] = None
                 self._events.stream_reset(event.stream_id, event.error_code)
         elif isinstance(event, GoAwayReceived):
             self._is_left = True
@@ -145,12 +145,12 @@ class ServerCodec(Codec):
         stream = event.stream_id
         self._heads_read += 1
         self._last_stream = stream
-        self._open.add(stream)
+        self._open[stream] = None
         try:
             head = self._heads.read(event.headers, ended=event.end_stream)
         except ProtocolError as error:
             self._credit -= _FOR_REFUSED
-            self._resets.add(stream)  # to be answered, but it earns nothing by that
+            self._resets[stream] = None  # to be answered, but it earns nothing by that
             self._events.request_refused(stream, self._heads.refused_head(event.headers), error)
         else:
             self._events.request_received(stream, head, ended=event.end_stream)
@@ -185,9 +185,9 @@ class ServerCodec(Codec):
         self._regain(stream)
         if stream not in self._open:  # never announced, or reset before it was
             return
-        self._open.discard(stream)
+        del self._open[stream]
         if stream in self._resets:
-            self._resets.discard(stream)
+            del self._resets[stream]
         elif not event.error_code:
             self.earn(FOR_REQUEST)  # only when it has been answered
         else:  # libnghttp2 found it malformed, or against the rules, and resets it
@@ -218,7 +218,13 @@ class ServerCodec(Codec):
             self._connection.reset_stream(stream, code)
         except NGH2Error as error:
             raise StreamGone from error
-        self._resets.add(stream)
+        self._resets[stream] = None
+
+    def rest(self) -> None:
+        """Nothing is under way: let go of what only makes the next request quicker (3 KiB)."""
+        self._heads.forget()
+        self._open.clear()
+        self._resets.clear()
 
     def has_window(self, stream: int) -> bool:
         """Whether the client would take a byte on this stream."""

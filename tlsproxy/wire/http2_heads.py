@@ -74,6 +74,11 @@ class HeadReader:
                 return head
         return self._read_new(fields, ended=ended)
 
+    def forget(self) -> None:
+        """Judge the next head anew."""
+        self._last = None
+        self._last_fields = ()
+
     def refused_head(self, fields: Sequence[Field]) -> RequestHead:
         """What can be told, for the log, of a list that was refused. No user information."""
         said = dict(reversed(fields))
