@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.fakes.backend import Backend
-from tests.fakes.frames import ENHANCE_YOUR_CALM, INTERNAL_ERROR, REFUSED_STREAM
+from tests.fakes.frames import ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, REFUSED_STREAM, frame
 from tests.fakes.h2c_backend import CONNECT, MAX_STREAMS, H2cBackend, H2cPeer
 from tests.fakes.stage import Stage
 from tlsproxy.proxy import multiplexed_backend
@@ -406,3 +407,56 @@ def test_a_backend_that_closes_at_once(stage: Stage, upstream: H2cBackend) -> No
     peer.sock.shutdown(socket.SHUT_RDWR)
 
     assert client.message().status == 502
+
+
+def test_a_head_that_does_not_end_is_not_waited_for(stage: Stage, upstream: H2cBackend) -> None:
+    peer = warmed(stage, upstream, response_timeout=300)
+    client = stage.connect()
+    client.send(POST % 1)
+    request = peer.next_request()
+
+    peer.send(frame(HEADERS, b"\x88", stream=request.stream))
+    backend = cast("multiplexed_backend.MultiplexedBackend", stage.front._backends[upstream.url])
+    stage.wait(lambda: backend._connections[0].codec.header_block > 0)
+    stage.tick()
+    stage.tick(after=11)
+
+    assert client.message().status == 502
+    peer.expect_end()
+
+
+def test_who_is_to_be_sent_again_has_a_stream_though_no_connection_can_be_made(
+    stage: Stage, upstream: H2cBackend
+) -> None:
+    peer = warmed(stage, upstream)
+    client, holder = stage.connect(), stage.connect()
+    holder.send(GET % 1)
+    held = peer.next_request()
+    client.send(POST % 2)
+    request = peer.next_request()
+    upstream.refuse()
+
+    peer.reset(request.stream, REFUSED_STREAM)
+    peer.answer(peer.next_request().stream)
+
+    assert client.message().body == b"ok"
+    peer.answer(held.stream)
+    assert holder.message().body == b"ok"
+
+
+def test_who_is_to_be_sent_again_waits_for_no_connection_that_may_not_be(
+    stage: Stage, upstream: H2cBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiplexed_backend, "_MOST", 1)
+    peer = warmed(stage, upstream)
+    client, holder = stage.connect(), stage.connect()
+    holder.send(GET % 1)
+    held = peer.next_request()
+    client.send(POST % 2)
+
+    peer.reset(peer.next_request().stream, REFUSED_STREAM)
+    peer.answer(peer.next_request().stream)
+
+    assert client.message().body == b"ok"
+    peer.answer(held.stream)
+    assert holder.message().body == b"ok"

@@ -10,7 +10,7 @@ do not wait for the backend's SETTINGS: an application that blocks its server fo
 Mutable state: `_streams` (open ones, by number), `_unsent` (begun, and nothing was sent since), `_websockets` (those
 that wait for SETTINGS), `_held_back`, `_touched`, `_ending` (streams that nobody reads, since when), `_full`,
 `_scheduled`, `begun`, `is_open`, `_is_leaving` (no more requests), `_in_doubt`, `idle_since`, `_heard_at`,
-`_pinged_at`, `_is_news`.
+`_pinged_at`, `_is_news`, `_head` (the header block under way).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
@@ -42,6 +43,7 @@ _QUIET: Final = 10.0  # seconds of silence, while something is asked for, before
 _PINGS_APART: Final = 305.0
 _DOUBT: Final = 5.0  # seconds without an answer to it: new requests go elsewhere
 _DEAD: Final = 60.0  # an application may block its server for long
+_LONGEST_HEAD: Final = 10.0
 _LONGEST_CLOSE: Final = 10.0  # seconds a backend has to end a stream that nobody reads
 
 
@@ -49,9 +51,9 @@ class MultiplexedConnection(asyncio.Protocol):
     """See the module's text. An `asyncio.Protocol` to the transport, `http2_client.ClientEvents` to the codec."""
 
     __slots__ = (
-        "_ending", "_full", "_heard_at", "_held_back", "_in_doubt", "_is_leaving", "_is_news", "_loop", "_pinged_at",
-        "_scheduled", "_streams", "_ticked", "_touched", "_transport", "_unsent", "_websockets", "backend", "begun",
-        "codec", "idle_since", "is_open", "url",
+        "_ending", "_full", "_head", "_head_since", "_heard_at", "_held_back", "_in_doubt", "_is_leaving", "_is_news",
+        "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport", "_unsent", "_websockets",
+        "backend", "begun", "codec", "idle_since", "is_open", "url",
     )  # fmt: skip
 
     def __init__(self, backend: MultiplexedBackend) -> None:
@@ -65,13 +67,15 @@ class MultiplexedConnection(asyncio.Protocol):
         self._websockets: list[MultiplexedStream] = []
         self._held_back: set[MultiplexedStream] = set()
         self._touched: set[MultiplexedStream] = set()
-        self._ending: list[tuple[float, MultiplexedStream]] = []
+        self._ending: dict[MultiplexedStream, float] = {}
         self._full = False
         self._scheduled = False
         self._is_leaving = False
         self._in_doubt = False
         self._is_news = True  # it has said something since the last PING
         self._pinged_at = 0.0
+        self._head = 0
+        self._head_since = 0.0
         self._heard_at = self._ticked = self.idle_since = time.monotonic()
         self.begun = 0
         self.is_open = False
@@ -100,9 +104,12 @@ class MultiplexedConnection(asyncio.Protocol):
         """Enforce the limits of the connection; called by the tick. `now` is monotonic."""
         self.codec.earn(int((now - self._ticked) * _EARNED) + 1)
         self._ticked = now
-        while self._ending and self._ending[0][0] <= now - _LONGEST_CLOSE:
-            self._ending.pop(0)[1].reset()
-        if self.is_idle:
+        for stream in [each for each, since in self._ending.items() if since <= now - _LONGEST_CLOSE]:
+            del self._ending[stream]
+            stream.reset()
+        if self._is_stuck_in_head(now):
+            self._break(f"a header block did not end within {_LONGEST_HEAD:g} s")
+        elif self.is_idle:
             if now - self.idle_since > idle_limit:
                 self.shut_down()
         elif now - self._heard_at > _QUIET:
@@ -161,7 +168,7 @@ class MultiplexedConnection(asyncio.Protocol):
     def expect_end(self, stream: MultiplexedStream) -> None:
         """Nobody waits for more of this stream; the backend has its time to end it as well."""
         if stream.number in self._streams:
-            self._ending.append((time.monotonic(), stream))
+            self._ending[stream] = time.monotonic()
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -172,10 +179,12 @@ class MultiplexedConnection(asyncio.Protocol):
         self.schedule()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = time.monotonic()
-        self._in_doubt = False
         if not self.is_open:
             return
+        self._heard_at = time.monotonic()
+        if self._in_doubt:
+            self._in_doubt = False
+            self.backend.room_made()
         if not self.codec.is_settled and data.startswith(b"HTTP/1."):
             self._break("it answers in HTTP/1.1; write http:// for its URL, or have it speak HTTP/2 without TLS")
             return
@@ -254,6 +263,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if each is None:
             return
         self._held_back.discard(each)
+        self._ending.pop(each, None)
         try:
             each.closed(code, by_backend=by_backend)
         except Exception:  # noqa: BLE001
@@ -283,9 +293,9 @@ class MultiplexedConnection(asyncio.Protocol):
     def _flush(self) -> None:
         if self._full or not self.is_open or not self._guarded(self._send):
             return
-        for stream in tuple(self._held_back):
-            if stream.has_room():
-                self._held_back.discard(stream)
+        for stream in [each for each in self._held_back if each.has_room()]:
+            self._held_back.discard(stream)
+            self._deliver(stream, stream.ready)
         if self.codec.error:
             self._break(self.codec.error)
         elif self.codec.is_over:
@@ -313,8 +323,16 @@ class MultiplexedConnection(asyncio.Protocol):
         elif self._is_news or now - self._pinged_at > _PINGS_APART:
             self._pinged_at = now
             self._is_news = False
-            self.codec.ping()
+            with suppress(StreamGone):
+                self.codec.ping()
             self.schedule()
+
+    def _is_stuck_in_head(self, now: float) -> bool:
+        """Whether the same header block has been under way for too long: nothing else can come meanwhile."""
+        block = self.codec.header_block
+        if block != self._head:
+            self._head, self._head_since = block, now
+        return block > 0 and now - self._head_since > _LONGEST_HEAD
 
     def _deliver(self, stream: MultiplexedStream, act: Callable[[], None]) -> None:
         try:

@@ -115,7 +115,10 @@ class MultiplexedBackend(Backend):
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiter)
-        self._dial_if_needed(timeout)
+        if len(self._connections) < _MOST:
+            self._dial_if_needed(timeout)
+        else:
+            self.room_made()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await waiter
@@ -149,8 +152,9 @@ class MultiplexedBackend(Backend):
         self._dial_if_needed(timeout)
 
     def _fail_waiting(self, failure: ConnectFailed) -> None:
-        """No connection can be had. Where there are others, streams of them will end."""
+        """No connection can be had. Where there are others, streams of them will end, or have."""
         if self._connections:
+            self.room_made()
             return
         waiting, self._waiting = self._waiting, deque()
         for waiter in waiting:

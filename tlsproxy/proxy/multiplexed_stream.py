@@ -234,13 +234,13 @@ class MultiplexedStream:
 
     def has_room(self) -> bool:
         """Whether the backend has taken enough of the request to be sent more of it."""
-        if self._connection.codec.queued(self.number) > _LOW:
-            return False
+        return self._connection.codec.queued(self.number) <= _LOW
+
+    def ready(self) -> None:
         self._is_full = False
         taker = self._tunnel or self._taker
         if taker is not None:
             taker.backend_ready()
-        return True
 
     def crash(self) -> None:
         """Called in an except block: a fault of ours speaks against the request, not against the backend."""

@@ -112,6 +112,11 @@ class ClientCodec(Codec):
         }
         super().__init__(Connection(Role.CLIENT, _CONFIGURATION), settings, FrameWalk(skip=0), _ALL_WINDOWS)
 
+    @property
+    def header_block(self) -> int:
+        """0, or the number of the header block that has begun and is not complete: another one has another number."""
+        return self._walk.block
+
     # --- what the backend sends ---------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
