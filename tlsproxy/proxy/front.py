@@ -217,7 +217,7 @@ class Front:
             tunnel_idle=limits.tunnel_idle,
             write_idle=limits.write_idle,
             http2_streams=limits.http2_streams,
-            most_streams=_most_connections() // 2,
+            most_streams=_most_connections() * 3 // 4,  # each has a descriptor at its backend at most
         )
 
     def _make_router(self, settings: configuration.Settings) -> Router:
