@@ -77,7 +77,8 @@ def test_what_was_begun_before_the_last_goaway_is_finished(start: Start, direct:
         os.kill(proxy.pid, signal.SIGTERM)
         short: list[Stream] = []
         while len(client.goaways) < 2:  # asked for without a pause meanwhile, as if nothing had been said
-            short.append(client.request(f"/hello?{len(short)}"))
+            if sum(not stream.over for stream in short[-10:]) < 5:
+                short.append(client.request(f"/hello?{len(short)}"))
             client.read()
         assert client.goaways[0][0] == ANY_STREAM
         assert {code for _, code in client.goaways} == {0}
