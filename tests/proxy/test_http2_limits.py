@@ -285,7 +285,7 @@ class TestBusyWorker:
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each stream may cost a descriptor, and a worker has only so many."""
-        monkeypatch.setattr(front, "_most_connections", lambda: 40)
+        monkeypatch.setattr(front, "_most_connections", lambda: 27)  # so 20 streams
         backend = stage.backend()
         stage.serve(backend)
         greedy, modest = stage.connect_http2(), stage.connect_http2()
