@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import socket
@@ -13,6 +14,7 @@ from tests.fakes.backend import OK, Backend, url_of
 from tests.fakes.frames import CANCEL, INTERNAL_ERROR, NO_ERROR, Fields, FramePeer, block, headers_frames
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
+from tlsproxy.proxy.http2_stream import Http2Stream
 
 BEGUN = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
 
@@ -472,6 +474,14 @@ class TestClientLeaves:
         client.reset(stream)
         assert upstream.has_ended()
         assert stage.log()[0]["status"] == 499
+
+    def test_nothing_is_kept_of_it(self, stage: Stage, backend: Backend) -> None:
+        """A connection may live for days; what it holds of a stream ends with the stream."""
+        client, stream, upstream = upload(stage, backend)
+        client.reset(stream)
+        assert upstream.has_ended()
+        client.ping()
+        assert stage.call(lambda: [each for each in gc.get_objects() if isinstance(each, Http2Stream)]) == []
 
     def test_while_the_backend_is_still_being_connected(self, stage: Stage) -> None:
         """With a full queue of a listener nobody accepts from, a connect waits as long as one likes."""

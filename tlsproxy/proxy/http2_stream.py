@@ -133,6 +133,7 @@ class Http2Stream:
     def closed(self) -> None:
         """Nothing more can be sent or will come: whoever is not done with the client learns that it left."""
         tunnel, exchange = self._tunnel, self._exchange
+        self.body_pending = False  # or `_be_over` would have the driver wait for the end of what has ended
         if self._inflow is not None:
             self._inflow.drop()
         self._tunnel = self._exchange = None
