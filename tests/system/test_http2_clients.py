@@ -260,6 +260,19 @@ class TestCurl:
         said = curl.run(*counting, *arguments, curl.url(path), "--next", *curl.common, *counting, curl.url("/hello"))
         assert said.stdout.decode().splitlines() == [f"{status} 1", "200 0"]
 
+    def test_tls_1_2_will_do(self, curl: Curl, proxy: Proxy) -> None:
+        """With a cipher suite that RFC 9113 9.2.2 allows; curl gives up on others."""
+        assert curl.get("/hello?older", "--tls-max", "1.2", "-w", " %{http_version}") == b"hello 2"
+        line = proxy.logged(query="older")
+        assert (line["tls"], line["cipher"][:6]) == ("TLSv1.2", "ECDHE-")
+
+    def test_a_site_for_members(self, curl: Curl, proxy: Proxy, folder: Path, authority: trustme.CA) -> None:
+        write_pair(folder, authority, "somebody", stem="somebody")
+        identity = ("--cert", str(folder / "somebody.pem"), "--key", str(folder / "somebody.key"))
+        there = ("--resolve", f"members.test:{proxy.port}:127.0.0.1", "-w", " %{http_version}")
+        said = curl.run(*identity, *there, curl.url("/hello", "members.test")).stdout
+        assert said == b"hello 2"
+
     def test_plain_http_2_is_not_spoken(self, proxy: Proxy) -> None:
         plain = ["curl", "--http2-prior-knowledge", "-sS", "-m", "10", f"http://localhost:{proxy.port}/hello"]
         done = subprocess.run([*plain, "-4", "--noproxy", "*"], capture_output=True, timeout=PATIENCE)
@@ -330,7 +343,13 @@ class TestH2load:
     @pytest.mark.parametrize(("clients", "requests_"), [(1, 10_000), (20, 2_000)])
     def test_no_request_fails(self, proxy: Proxy, clients: int, requests_: int) -> None:
         counts = ("-n", str(requests_), "-c", str(clients), "-m", str(STREAMS))
-        command = ["h2load", *counts, "--connect-to", f"127.0.0.1:{proxy.port}", f"https://localhost:{proxy.port}/hello"]
+        command = [
+            "h2load",
+            *counts,
+            "--connect-to",
+            f"127.0.0.1:{proxy.port}",
+            f"https://localhost:{proxy.port}/hello",
+        ]
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         print(re.findall(r"finished in.*", said))
         assert f"{requests_} done, {requests_} succeeded, 0 failed, 0 errored, 0 timeout" in said
