@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import socket
 import threading
+import tracemalloc
 from contextlib import suppress
 
 import pytest
 
 from tests.fakes.backend import OK, Backend, url_of
-from tests.fakes.frames import FramePeer
+from tests.fakes.frames import FramePeer, frame
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
 from tlsproxy.proxy.http2 import Http2Driver
 
 MIB = 2**20
+DATA = 0
 WHOLE = 8 * MIB
 BOUND = 4 * MIB
 MOST_OF_A_KERNEL = 12 * MIB
@@ -205,6 +207,27 @@ class TestUploads:
         client.until(lambda: client.room(stream) > 256 * 1024, "a larger window")
         client.data(stream, end=True)
         reader.join()
+
+    def test_small_pieces_take_little_more_than_their_size(self, stage: Stage, backend: Backend) -> None:
+        """Two bytes in a frame are two bytes of window: what an object costs beside them is not the client's to ask."""
+        client = stage.connect_http2()
+        stream, _ = upload(client, backend, "/")
+        still = 0
+        while still < 40:  # until more than half of the window is used, and not given back: the backend takes nothing
+            room = client.room(stream)
+            client.data(stream, b"x" * 16_384)
+            client.ping()
+            still = still + 1 if client.room(stream) < room else 0
+        count = min(client.room(stream) // 2, 10_000)
+        assert count == 10_000
+        tracemalloc.start()
+        try:
+            client.send(frame(DATA, b"xy", stream=stream) * count)
+            client.ping()
+            grown, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert grown < 300_000  # with an object for each frame it was 800 KB
 
     def test_a_body_waits_while_its_backend_is_being_connected(self, stage: Stage) -> None:
         with socket.socket() as listener:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _MOST_INTERIM: Final = 64
 _HIGH_WATER: Final = 64 * 1024
 _LOW_WATER: Final = 16 * 1024
+_SMALL: Final = 1024  # bytes: below, what a piece costs while it waits in the transport is more than joining it
 _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED  # a global costs a third of looking a member up on its Enum
 
@@ -101,6 +102,8 @@ class BackendConnection(asyncio.Protocol):
         """The turn has ended."""
         out, self._out = self._out, []
         if out and self._transport is not None:
+            if sum(map(len, out)) < len(out) * _SMALL:
+                out = [b"".join(out)]
             self._transport.writelines(out)
 
     def pause_reading(self) -> None:

@@ -3,8 +3,8 @@
 Knows the codec's account of the stream, not who takes the pieces. Rule kept: a piece is acknowledged, and so replaced
 in the client's window, when its taker has room for more; what is not acknowledged is all that can pile up here.
 
-Made for streams with a body only. Mutable state: `early` (pieces that came before there was a taker; None: there is
-one, or none is needed) with `trailers` (None: the end did not come with them), `_held` (bytes not acknowledged),
+Made for streams with a body only. Mutable state: `early` (what came before there was a taker; None: there is one, or
+none is needed) with `trailers` (None: the end did not come with them), `_held` (bytes not acknowledged),
 `_received`, `_is_paused`, `_has_grown`, `_since` (when something last moved; 0: nothing is waited for).
 """
 
@@ -33,7 +33,7 @@ class Inflow:
     def __init__(self, driver: Http2Driver, number: int) -> None:
         self._driver = driver
         self._number = number
-        self.early: list[bytes] | None = []
+        self.early: bytearray | None = bytearray()  # small pieces would take many times their size
         self.trailers: Fields | None = None
         self._held = 0
         self._received = 0

@@ -104,7 +104,7 @@ class Http2Stream:
         inflow.count(len(data))
         try:
             if inflow.early is not None:
-                inflow.early.append(data)  # stays unacknowledged: no more than a window can wait here
+                inflow.early += data  # stays unacknowledged: no more than a window can wait here
             elif data:
                 self._take(inflow, data)
             if ended:
@@ -197,8 +197,8 @@ class Http2Stream:
             # A client that waits for a 100 is not slow: the backend is (RFC 9110 10.1.1).
             inflow.wait()
         early, inflow.early = inflow.early, None
-        for piece in early or ():
-            self._take(inflow, piece)
+        if early:
+            self._take(inflow, bytes(early))
         if inflow.trailers is not None:
             self.body_ended(inflow.trailers)
 
@@ -311,12 +311,12 @@ class Http2Stream:
         inflow = self._inflow
         if inflow is None:
             return b""
-        early, inflow.early = inflow.early or [], None
+        early, inflow.early = inflow.early or b"", None
         inflow.resume()
         inflow.acknowledge()
         if inflow.trailers is not None:
             self._driver.services.loop.call_soon(tunnel.client_ended)
-        return b"".join(early)
+        return bytes(early)
 
     # --- what a tunnel writes to --------------------------------------------------------------------------------------
 
