@@ -109,17 +109,17 @@ class TlsConnection(Connection):
         if self._state is OPEN and self._outgoing.pending > self._ticket:
             self._flush()
 
-    def _read_into(self, chunks: list[bytes]) -> bool:
+    def _read_into(self, chunks: list[bytes], few: int = 0) -> bool:
         """Append the plain bytes that are there; True = the client said close_notify.
 
         A read returns one record at most. With the BIO empty after it there is nothing more to get, and asking would
-        only raise: that exception is half of the cost of a small message.
+        only raise: that exception is half of the cost of a small message. With `few` bytes or less, asking can wait.
         """
         read, incoming = self._read, self._incoming
         try:
             while chunk := read(RECORD):
                 chunks.append(chunk)
-                if not incoming.pending:
+                if incoming.pending <= few:
                     return False
         except ssl.SSLWantReadError:
             return False
@@ -128,10 +128,14 @@ class TlsConnection(Connection):
         return True
 
     def _read_slices(self, data: bytes, chunks: list[bytes]) -> bool:
+        """Where records do not end where slices do, less than a slice is likely to be half a record: the next slice
+        brings the rest (4 µs of 24 for 64 KiB, in exceptions).
+        """
         view = memoryview(data)
+        last = len(view) - SLICE
         for start in range(0, len(view), SLICE):
             self._incoming.write(view[start : start + SLICE])
-            if self._read_into(chunks):
+            if self._read_into(chunks, SLICE - 1 if start < last else 0):
                 return True
         return False
 
