@@ -279,6 +279,32 @@ class TestAnswersNobodyTakes:
         client.grant(1, stream)
         assert client.answer(stream).body == b"ok"
 
+    def test_who_waits_behind_others_is_not_to_blame(self, stage: Stage) -> None:
+        """Without a word on it, answers go one after the other (RFC 9218 10): the last may wait for long."""
+        backend = stage.backend()
+        stage.serve(backend, limits={"write_idle": 9})
+        client = stage.connect_http2(settings={4: 2**20})
+        client.request("/first")
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000)
+        client.until(lambda: client.given(0) == 0)
+        last = client.request("/last")
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(OK)
+        client.head_of(last)
+        stage.tick()
+        for seconds in (8, 16):
+            client.grant(1000)
+            client.until(lambda: client.given(0) == 0)
+            stage.tick(after=seconds)
+        client.ping()
+        assert client.stream(last).body == b""
+        assert client.stream(last).reset is None
+        stage.tick(after=26)  # now nothing has moved
+        client.expect_reset(last, CANCEL)
+
 
 class TestBusyWorker:
     def test_who_has_many_streams_gets_no_more_of_them_and_others_get_theirs(

@@ -11,7 +11,7 @@ bytes and what its backends had under way, whatever its streams ask for.
 
 Mutable state: `_streams` (open ones, by number), `_waiting` (received, not begun: too much is queued), `_held_back`
 and `_finishing` (those that a flush may help), `is_tight`, `_crowded`, `_full`, `_scheduled`, `_over`, `grown`; what
-a deadline needs: `_quiet_since` (no stream is open), `_block` and `_head_since` (the header block under way),
+a deadline needs: `moved`, `_quiet_since` (no stream is open), `_block` and `_head_since` (the header block under way),
 `_leaving_since`, `_ticked`.
 """
 
@@ -52,7 +52,7 @@ class Http2Driver:
     __slots__ = (
         "_block", "_client_leaves", "_crowded", "_finishing", "_full", "_head_since", "_held_back", "_is_resting",
         "_leaving_since", "_over", "_quiet_since", "_received", "_scheduled", "_streams", "_ticked", "_told",
-        "_waiting", "codec", "grown", "is_tight", "peer", "services", "stream",
+        "_waiting", "codec", "grown", "is_tight", "moved", "peer", "services", "stream",
     )  # fmt: skip
 
     def __init__(self, stream: ClientStream, services: Services) -> None:
@@ -74,6 +74,7 @@ class Http2Driver:
         self._client_leaves = False
         self._told = False  # the second GOAWAY of a shutdown is out
         self.grown = 0  # streams whose window was made larger
+        self.moved = 0  # bytes of bodies that have left the codec
         self._received = 0
         self._quiet_since = self._ticked = time.monotonic()
         self._block = 0
@@ -267,15 +268,14 @@ class Http2Driver:
         """Send what the client takes; True when that is all that its windows allow."""
         codec = self.codec
         while not self._full:
-            if codec.queued() <= _AT_ONCE:
-                data = codec.send(0)  # without a limit a body is copied once less
-                if data:
-                    self.stream.write(data)
+            queued = codec.queued()
+            is_last = queued <= _AT_ONCE
+            data = codec.send(0 if is_last else _AT_ONCE)  # without a limit a body is copied once less
+            self.moved += queued - codec.queued()
+            if data:
+                self.stream.write(data)
+            if is_last or not data:
                 return True
-            data = codec.send(_AT_ONCE)
-            if not data:
-                return True
-            self.stream.write(data)
         return False
 
     def _stop_requests(self) -> None:

@@ -357,9 +357,13 @@ class Http2Stream:
         driver.look_at_budget()
 
     def _is_stalled(self, now: float, patience: float) -> bool:
-        """Whether the client took nothing of what is queued, or of the end of it, for so long."""
-        queued = self._driver.codec.queued(self._number)
-        taken = self._written - queued
+        """Whether the client took nothing of what is queued, or of the end of it, for so long.
+
+        A stream whose own window is open waits behind others (RFC 9218): then it is theirs that has to move.
+        """
+        codec = self._driver.codec
+        queued = codec.queued(self._number)
+        taken = self._driver.moved if codec.has_own_window(self._number) else self._written - queued
         if not (queued or self._is_over) or taken != self._taken or not self._taken_at:
             self._taken, self._taken_at = taken, now
             return False

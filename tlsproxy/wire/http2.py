@@ -228,9 +228,12 @@ class ServerCodec(Codec):
 
     def has_window(self, stream: int) -> bool:
         """Whether the client would take a byte on this stream."""
-        connection = self._connection
+        return self.has_own_window(stream) and self._connection.remote_window_size > 0
+
+    def has_own_window(self, stream: int) -> bool:
+        """The same, but for the connection's window, which is all streams'."""
         try:
-            return connection.remote_window_size > 0 and connection.stream_remote_window_size(stream) > 0
+            return self._connection.stream_remote_window_size(stream) > 0
         except NGH2Error:
             return False
 
