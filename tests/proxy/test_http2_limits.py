@@ -188,6 +188,19 @@ class TestBodies:
         stage.tick(after=10)  # now it is
         assert client.answer(stream).status == 408
 
+    def test_one_that_begins_without_it_may_not_stop(self, stage: Stage) -> None:
+        """Or its backend would be blamed for what did not come."""
+        backend = stage.backend()
+        stage.serve(backend, limits={"body_idle": 9})
+        client = stage.connect_http2()
+        stream = client.request("/", [(b"expect", b"100-continue"), (b"content-length", b"4")], end=False)
+        upstream = backend.accept()
+        upstream.until(b"\r\n\r\n")
+        client.data(stream, b"ha")
+        upstream.until(b"ha")
+        stage.tick(after=10)
+        assert client.answer(stream).status == 408
+
     def test_a_client_whose_backend_takes_nothing_is_not_slow(self, stage: Stage) -> None:
         """Its window is closed: it can't send, so it is the backend's time that runs."""
         backend = stage.backend(receive_buffer=4096)

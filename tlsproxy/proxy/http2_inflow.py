@@ -51,8 +51,6 @@ class Inflow:
 
         `flows`: to a backend, and not only into our hands until there is a connection to one.
         """
-        if self._since:
-            self._since = time.monotonic()
         if self._is_paused or self._held < _WORTH_IT:
             return
         self.acknowledge()

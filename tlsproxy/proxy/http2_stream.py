@@ -206,6 +206,8 @@ class Http2Stream:
         if self._tunnel is not None:
             self._tunnel.client_data(data)
         elif self._exchange is not None:
+            if self.body_pending:
+                inflow.wait()  # who did not wait for a 100 is expected to go on
             self._exchange.request_data(data)
         inflow.taken(flows=self._exchange is None or self._exchange.state is not CONNECTING)
 
