@@ -547,6 +547,22 @@ class TestBackendDies:
         client.request("/next")
         assert backend.accept().message().target == b"/next"
 
+    @pytest.mark.parametrize(
+        ("media_type", "is_call"),
+        [(b"application/grpc", True), (b"application/grpc+proto", True), (b"application/grpc-web+proto", False)],
+    )
+    def test_a_call_of_grpc_is_told_in_its_own_words(
+        self, stage: Stage, backend: Backend, media_type: bytes, is_call: bool
+    ) -> None:
+        client, stream, upstream = asked(stage, backend, "/", [(b"content-type", media_type)])
+        upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+        client.until(lambda: client.stream(stream).body == b"half")
+        upstream.close()
+        if is_call:
+            assert client.answer(stream).trailers[0] == (b"grpc-status", b"14")
+        else:
+            client.expect_reset(stream, INTERNAL_ERROR)
+
     def test_a_bad_chunk_within_an_answer(self, stage: Stage, backend: Backend) -> None:
         client, stream, upstream = asked(stage, backend)
         upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")

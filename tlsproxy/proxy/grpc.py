@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tlsproxy.wire.messages import RequestHead
 
 _CONTENT_TYPE: Final = b"application/grpc"
+_GOES_ON: Final = (b"", b"+", b";")
 BROKEN_OFF: Final[Fields] = [
     (b"grpc-status", b"14"),  # UNAVAILABLE
     (b"grpc-message", b"The application behind this server stopped in the middle of its answer."),
@@ -20,5 +21,9 @@ BROKEN_OFF: Final[Fields] = [
 
 
 def is_call(head: RequestHead) -> bool:
-    """Whether a request is a call of gRPC: `application/grpc`, whatever follows (+proto, +json, a parameter)."""
-    return any(name.lower() == b"content-type" and value.startswith(_CONTENT_TYPE) for name, value in head.fields)
+    """Whether a request is a call of gRPC: `application/grpc`, maybe with a format (+proto, +json) or a parameter.
+
+    Not `application/grpc-web`: its status is in the body, and for it half an answer would look like a whole one.
+    """
+    types = [value for name, value in head.fields if name.lower() == b"content-type"]
+    return any(value.startswith(_CONTENT_TYPE) and value[len(_CONTENT_TYPE) :][:1] in _GOES_ON for value in types)
