@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from tests.fakes.backend import Backend
-from tests.fakes.frames import ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, REFUSED_STREAM, frame
+from tests.fakes.frames import ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, frame
 from tests.fakes.h2c_backend import CONNECT, MAX_STREAMS, H2cBackend, H2cPeer
 from tests.fakes.stage import Stage
 from tlsproxy.proxy import multiplexed_backend
@@ -227,6 +227,21 @@ def test_a_refused_request_is_sent_again_once(stage: Stage, upstream: H2cBackend
     assert not upstream.is_called()
 
 
+def test_a_refused_request_may_be_sent_again_where_others_are_answered(stage: Stage, upstream: H2cBackend) -> None:
+    peer = warmed(stage, upstream)
+    client, holder = stage.connect(), stage.connect()
+    holder.send(GET % 1)
+    held = peer.next_request()
+    client.send(POST % 2)
+
+    peer.reset(peer.next_request().stream, REFUSED_STREAM)
+    peer.answer(peer.next_request().stream)
+
+    assert client.message().body == b"ok"
+    peer.answer(held.stream)
+    assert holder.message().body == b"ok"
+
+
 def test_a_refusal_behind_the_head_of_an_answer_is_none(stage: Stage, upstream: H2cBackend) -> None:
     peer = warmed(stage, upstream)
     client = stage.connect()
@@ -425,38 +440,57 @@ def test_a_head_that_does_not_end_is_not_waited_for(stage: Stage, upstream: H2cB
     peer.expect_end()
 
 
-def test_who_is_to_be_sent_again_has_a_stream_though_no_connection_can_be_made(
-    stage: Stage, upstream: H2cBackend
-) -> None:
+def test_a_request_that_comes_too_late_for_a_lower_limit_goes_elsewhere(stage: Stage, upstream: H2cBackend) -> None:
+    """The limit falls while the request is on its way into the codec, which would keep it until a stream ends."""
     peer = warmed(stage, upstream)
-    client, holder = stage.connect(), stage.connect()
-    holder.send(GET % 1)
-    held = peer.next_request()
-    client.send(POST % 2)
+    client = stage.connect()
+    client.send(POST % 1)
+    running = peer.next_request()
+    backend = cast("multiplexed_backend.MultiplexedBackend", stage.front._backends[upstream.url])
+    connection = backend._connections[0]
+    late = stage.connect()
+    stage.call(lambda: setattr(connection, "_full", True))  # as if the backend took nothing for a moment
+    late.send(POST % 2)
+    stage.wait(lambda: len(connection._streams) == 2)
+    peer.change_settings({MAX_STREAMS: 1})
+    stage.wait(lambda: connection.codec.most_streams == 1)
+    stage.call(connection.resume_writing)
+    other = upstream.connection({MAX_STREAMS: 1})
+    other.answer(other.next_request().stream)
+
+    assert late.message().body == b"ok"
+    peer.answer(running.stream)
+    assert client.message().body == b"ok"
+
+
+def test_a_small_limit_is_remembered_for_the_next_connection(stage: Stage, upstream: H2cBackend) -> None:
+    peer = warmed(stage, upstream, streams=1)
+    clients = [stage.connect() for _ in range(3)]
+    for number, client in enumerate(clients):
+        client.send(GET % number)
+    first = peer.next_request()
+
+    others = [upstream.connection(begin=False) for _ in range(2)]  # each is sent one before it has said anything
+    for other in others:
+        request = other.next_request()
+        other.begin({MAX_STREAMS: 1})
+        other.answer(request.stream)
+    peer.answer(first.stream)
+
+    assert [client.message().body for client in clients] == [b"ok"] * 3
+
+
+def test_a_stream_that_is_closed_without_an_answer_is_asked_again(stage: Stage, upstream: H2cBackend) -> None:
+    peer = warmed(stage, upstream)
+    client, other = stage.connect(), stage.connect()
+    client.send(GET % 1)
     request = peer.next_request()
-    upstream.refuse()
+    other.send(POST % 2)
 
-    peer.reset(request.stream, REFUSED_STREAM)
-    peer.answer(peer.next_request().stream)
-
-    assert client.message().body == b"ok"
-    peer.answer(held.stream)
-    assert holder.message().body == b"ok"
-
-
-def test_who_is_to_be_sent_again_waits_for_no_connection_that_may_not_be(
-    stage: Stage, upstream: H2cBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(multiplexed_backend, "_MOST", 1)
-    peer = warmed(stage, upstream)
-    client, holder = stage.connect(), stage.connect()
-    holder.send(GET % 1)
-    held = peer.next_request()
-    client.send(POST % 2)
-
-    peer.reset(peer.next_request().stream, REFUSED_STREAM)
-    peer.answer(peer.next_request().stream)
+    peer.reset(peer.next_request().stream, NO_ERROR)
+    peer.reset(request.stream, NO_ERROR)
+    again = upstream.connection()
+    again.answer(again.next_request().stream)
 
     assert client.message().body == b"ok"
-    peer.answer(held.stream)
-    assert holder.message().body == b"ok"
+    assert other.message().status == 502

@@ -9,8 +9,8 @@ do not wait for the backend's SETTINGS: an application that blocks its server fo
 
 Mutable state: `_streams` (open ones, by number), `_unsent` (begun, and nothing was sent since), `_websockets` (those
 that wait for SETTINGS), `_held_back`, `_touched`, `_ending` (streams that nobody reads, since when), `_full`,
-`_scheduled`, `begun`, `is_open`, `_is_leaving` (no more requests), `_in_doubt`, `idle_since`, `_heard_at`,
-`_pinged_at`, `_is_news`, `_head` (the header block under way).
+`_scheduled`, `begun`, `is_open`, `_is_leaving` (no more requests), `_in_doubt`, `idle_since`,
+`_heard_at`, `_pinged_at`, `_is_news`, `_head` (the header block under way).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class MultiplexedConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ending", "_full", "_head", "_head_since", "_heard_at", "_held_back", "_in_doubt", "_is_leaving", "_is_news",
-        "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport", "_unsent", "_websockets",
-        "backend", "begun", "codec", "idle_since", "is_open", "url",
+        "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport",
+        "_unsent", "_websockets", "backend", "begun", "codec", "idle_since", "is_open", "url",
     )  # fmt: skip
 
     def __init__(self, backend: MultiplexedBackend) -> None:
@@ -87,10 +87,11 @@ class MultiplexedConnection(asyncio.Protocol):
 
     @property
     def room(self) -> int:
-        """How many more requests it takes."""
+        """How many more requests it takes; less than none if it has lowered its limit."""
         if not self.is_open or self._is_leaving or self._in_doubt:
             return 0
-        return self.codec.most_streams - len(self._streams) - len(self._websockets)
+        most = self.codec.most_streams if self.codec.is_settled else self.backend.usual_streams
+        return most - len(self._streams) - len(self._websockets)
 
     @property
     def is_idle(self) -> bool:
@@ -214,6 +215,7 @@ class MultiplexedConnection(asyncio.Protocol):
     # --- http2_client.ClientEvents ------------------------------------------------------------------------------------
 
     def settings_received(self) -> None:
+        self.backend.usual_streams = self.codec.most_streams or self.backend.usual_streams
         waiting, self._websockets = self._websockets, []
         for stream in waiting:
             self.begin_websocket(stream)
@@ -296,6 +298,8 @@ class MultiplexedConnection(asyncio.Protocol):
         for stream in [each for each in self._held_back if each.has_room()]:
             self._held_back.discard(stream)
             self._deliver(stream, stream.ready)
+        if len(self._streams) > self.codec.most_streams:
+            self._take_back()
         if self.codec.error:
             self._break(self.codec.error)
         elif self.codec.is_over:
@@ -311,6 +315,13 @@ class MultiplexedConnection(asyncio.Protocol):
                 transport.write(data)
             if not data or not is_much:
                 return
+
+    def _take_back(self) -> None:
+        """The backend takes fewer requests at a time than it did: what came too late for that goes elsewhere."""
+        for number, stream in tuple(self._streams.items()):
+            if not self.codec.has_left(number):
+                stream.reset()
+                self._deliver(stream, partial(stream.fail, NotProcessed(self.url, "it takes no more requests")))
 
     # --- life and end -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tlsproxy.proxy.multiplexed import MultiplexedConnection
 from tlsproxy.proxy.multiplexed_stream import MultiplexedStream
 from tlsproxy.proxy.rate import Quiet
 from tlsproxy.proxy.upstream import Backend
+from tlsproxy.wire.http2_client import MOST_STREAMS
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
@@ -29,16 +30,18 @@ _MOST: Final = 64  # connections of one worker to one backend
 class MultiplexedBackend(Backend):
     """See the module's text.
 
-    Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_unspoken`.
+    Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_unspoken` and
+    `usual_streams`.
     """
 
-    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting", "quiet")
+    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting", "quiet", "usual_streams")
 
     idle_default = 60.0  # a server that leaves says so (GOAWAY), and what it has not taken goes elsewhere
 
     def __init__(self, url: str, *, most_idle: int) -> None:
         super().__init__(url, most_idle=most_idle)
         self.quiet = Quiet()  # for lines that each of its connections would write
+        self.usual_streams = MOST_STREAMS  # that it takes at a time, until a new connection knows better
         self._connections: list[MultiplexedConnection] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._dialing: asyncio.Task[None] | None = None
@@ -59,13 +62,13 @@ class MultiplexedBackend(Backend):
     async def connect(self, timeout: float) -> BackendStream:
         """A stream as soon as there is one, of a new connection if need be. Raises ConnectFailed."""
         deadline = time.monotonic() + timeout
-        while True:
+        stream = self.claim()  # there may be one meanwhile
+        while stream is None:
             await self._wait(deadline, timeout)
             stream = self._take()
-            if stream is not None:
-                return stream
-            if self._unspoken:  # else this could go on, connect after connect, until the time is up
+            if stream is None and self._unspoken:  # else it could go on, connect after connect, until the time is up
                 raise ConnectFailed(self.url, self._unspoken)
+        return stream
 
     def close_idle(self, now: float) -> None:
         super().close_idle(now)
@@ -87,7 +90,7 @@ class MultiplexedBackend(Backend):
 
     def room_made(self) -> None:
         """Let as many of those who wait try as can have a stream now."""
-        room = sum(connection.room for connection in self._connections) if self._waiting else 0
+        room = sum(max(0, connection.room) for connection in self._connections) if self._waiting else 0
         while room > 0 and self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():

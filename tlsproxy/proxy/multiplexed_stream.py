@@ -23,7 +23,7 @@ from tlsproxy.proxy.failures import (
     NotProcessed,
     NoWebSocket,
 )
-from tlsproxy.wire.http2_client import CANCEL, REFUSED_STREAM, StreamGone
+from tlsproxy.wire.http2_client import CANCEL, NO_ERROR, REFUSED_STREAM, StreamGone
 from tlsproxy.wire.http2_heads import websocket_accept
 from tlsproxy.wire.messages import Framing, ResponseHead
 
@@ -280,6 +280,8 @@ class MultiplexedStream:
         url = self._connection.url
         if code == REFUSED_STREAM and not self._answering and not self._interim:
             return NotProcessed(url, "the request was refused" if by_backend else "it left before it took the request")
+        if by_backend and code == NO_ERROR and not self._answering and not self._interim:
+            return ClosedBeforeAnswer(url, "the stream was closed without an answer")  # hypercorn 0.18 leaves like that
         if by_backend:
             return BrokenOff(url, f"the stream was reset with code {code} (RFC 9113 7)")
         return BadAnswer(url, "the answer is malformed (RFC 9113 8.1.1)")

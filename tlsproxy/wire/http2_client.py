@@ -216,6 +216,14 @@ class ClientCodec(Codec):
         super().send_data(stream, data, ended=ended)
         self.earn(len(data) >> 8)  # a backend with a small window answers every bit with two WINDOW_UPDATE
 
+    def has_left(self, stream: int) -> bool:
+        """Whether the head of a request has been sent: libnghttp2 keeps it while there are as many as may be."""
+        try:
+            self._connection.stream_remote_window_size(stream)
+        except NGH2Error:
+            return False
+        return True
+
     def reset(self, stream: int, code: int) -> None:
         """End both directions of a stream. Nothing happens if it is gone."""
         try:
