@@ -143,6 +143,27 @@ class TestDownloads:
         for each in rest:
             each.join()
 
+    def test_whose_answer_is_not_read_is_not_blamed_for_it(self, stage: Stage) -> None:
+        """While the connection holds all it may, no answer is asked for: response_timeout is not the backend's then."""
+        backend = stage.backend(receive_buffer=SMALL)
+        stage.serve(backend, route={"response_timeout": 9})
+        client = stage.connect_http2(settings={4: 0})
+        asked = client.request("/asked")
+        asked_of = backend.accept()
+        asked_of.message()
+        pairs = [download(client, backend, f"/{number}", WHOLE) for number in range(80)]
+        senders = [in_background(upstream, PIECE * 16) for _, upstream in pairs]
+        stage.wait(lambda: held_now(stage) > BOUND)
+        asked_of.send(OK)
+        stage.tick(after=10)
+        client.ping()
+        assert client.stream(asked).fields == []
+        for stream, _ in pairs:
+            client.reset(stream)
+        assert client.head_of(asked).status == 200
+        for sender in senders:
+            sender.join()
+
     def test_a_reset_gives_back_what_was_held(self, stage: Stage, backend: Backend) -> None:
         client = stage.connect_http2(settings={4: 0})
         stream, upstream = download(client, backend, "/", WHOLE)

@@ -45,8 +45,8 @@ class Exchange(Record):
     """
 
     __slots__ = (
-        "_client", "_connecting", "_connection", "_is_stuck", "_kept", "_progress", "_replayed", "_request",
-        "_request_complete", "_sent_at", "_services", "state",
+        "_client", "_connecting", "_connection", "_is_held", "_is_stuck", "_kept", "_progress", "_replayed",
+        "_request", "_request_complete", "_sent_at", "_services", "state",
     )  # fmt: skip
 
     def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
@@ -61,7 +61,7 @@ class Exchange(Record):
         self._kept = NOTHING if self._request_complete else KeptBody()
         self._progress = self.started
         self._sent_at = 0.0
-        self._is_stuck = False  # the backend takes no more of the request
+        self._is_stuck = self._is_held = False  # the backend takes no more of the request; its answer is not read
         self._replayed = False
 
     def __repr__(self) -> str:
@@ -102,8 +102,7 @@ class Exchange(Record):
             return
         self._request_complete = True
         self._progress = time.monotonic()
-        if trailers:
-            trailers = allowed_trailers(trailers)
+        trailers = allowed_trailers(trailers)
         if self._kept.is_whole:
             self._kept.trailers = trailers
         if self._connection is not None:
@@ -127,22 +126,25 @@ class Exchange(Record):
 
     def client_full(self) -> None:
         """The client does not take the answer as fast as it comes."""
+        self._is_held = True
         if self._connection is not None:
             self._connection.pause_reading()
 
     def client_ready(self) -> None:
+        self._is_held = False
+        self._progress = time.monotonic()
         if self._connection is not None:
             self._connection.resume_reading()
 
     def check_deadline(self, now: float) -> None:
         """Give up on a backend that does not answer, or takes no more of the request. `now` is monotonic."""
-        if (self.state is SENT or self._is_stuck) and self.forward is not None and self.backend is not None:
-            limit = self.forward.route.response_timeout
-            if now - self._progress > limit:
-                self._drop_backend()
-                self.backend_failed(
-                    failures.AnswerTimedOut(self.backend.url, f"no progress within response_timeout {limit:g} s")
-                )
+        if self._is_held or self.forward is None or self.backend is None:
+            return
+        limit = self.forward.route.response_timeout
+        if (self.state is SENT or self._is_stuck) and now - self._progress > limit:
+            self._drop_backend()
+            why = f"no progress within response_timeout {limit:g} s"
+            self.backend_failed(failures.AnswerTimedOut(self.backend.url, why))
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer with an error of our own; the log says why."""
@@ -226,7 +228,7 @@ class Exchange(Record):
         self.state = SENT
         self.reused = connection.reused
         self._sent_at = self._progress = time.monotonic()
-        self._is_stuck = False
+        self._is_stuck = self._is_held = False
         kept = self._kept
         if kept is NOTHING:
             connection.begin(self, self._request, self.head)
@@ -284,8 +286,7 @@ class Exchange(Record):
             fields = [*fields, (b"Date", http_date())]  # RFC 9110 6.6.1: a recipient with a clock adds it
         if head.trailer and head.framing is _CHUNKED:
             fields = [*fields, (b"Trailer", head.trailer)]
-        has_body = head.framing is not _NO_BODY
-        self._client.send_head(head.status, head.reason, fields, head.length, has_body=has_body)
+        self._client.send_head(head.status, head.reason, fields, head.length, has_body=head.framing is not _NO_BODY)
 
     def answer_data(self, data: bytes) -> None:
         self.bytes_out += len(data)
@@ -390,8 +391,7 @@ class Exchange(Record):
         self._finish()
 
     def _finish(self) -> None:
-        was_tunnel = self.state is TUNNEL
-        self.state = DONE
+        was_tunnel, self.state = self.state is TUNNEL, DONE
         self.ended = time.monotonic()
         if self.backend is not None:
             self.backend.active -= 1
