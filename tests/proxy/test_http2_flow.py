@@ -18,6 +18,8 @@ from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
 from tlsproxy.proxy.http2 import Http2Driver
 
+pytestmark = pytest.mark.system  # no process, but it moves much and waits long
+
 MIB = 2**20
 DATA = 0
 WHOLE = 8 * MIB

@@ -424,7 +424,7 @@ def read_or_refuse(reader: HeadReader, fields: tuple[tuple[bytes, bytes], ...], 
         return error.status, error.reason
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(pseudo=ANY_PSEUDO, fields=st.lists(ANY_FIELD, max_size=3), ended=st.booleans())
 def test_whatever_passes_is_one_request_of_http_1(
     pseudo: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], ended: bool
