@@ -47,6 +47,10 @@ def upload(stage: Stage, backend: Backend, headers: Fields | None = None) -> tup
     return client, stream, upstream
 
 
+def all_streams() -> list[Http2Stream]:
+    return [each for each in gc.get_objects() if isinstance(each, Http2Stream)]
+
+
 class TestWhatABackendIsTold:
     def test_every_field(self, stage: Stage, backend: Backend) -> None:
         client = stage.connect_http2()
@@ -481,7 +485,31 @@ class TestClientLeaves:
         client.reset(stream)
         assert upstream.has_ended()
         client.ping()
-        assert stage.call(lambda: [each for each in gc.get_objects() if isinstance(each, Http2Stream)]) == []
+        assert stage.call(all_streams) == []
+
+    def test_nor_of_an_answer_that_came_early_and_was_not_taken(self, stage: Stage, backend: Backend) -> None:
+        client = stage.connect_http2(settings={4: 0})
+        stream = client.request("/", end=False)
+        upstream = backend.accept()
+        upstream.until(b"\r\n\r\n")
+        upstream.send(OK)
+        client.head_of(stream)
+        client.reset(stream)
+        client.ping()
+        assert stage.call(all_streams) == []
+
+    def test_streams_are_counted_until_they_end(self, stage: Stage, backend: Backend) -> None:
+        """By their own end, or by their connection's: what is open decides who gets more on a busy worker."""
+        client, stream, _ = asked(stage, backend)
+        client.request("/other")
+        client.ping()
+        assert stage.call(lambda: stage.front._services.open_streams) == 2
+        client.reset(stream)
+        client.ping()
+        assert stage.call(lambda: stage.front._services.open_streams) == 1
+        client.close()
+        stage.log(2)
+        assert stage.call(lambda: stage.front._services.open_streams) == 0
 
     def test_while_the_backend_is_still_being_connected(self, stage: Stage) -> None:
         """With a full queue of a listener nobody accepts from, a connect waits as long as one likes."""

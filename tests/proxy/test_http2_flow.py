@@ -252,6 +252,20 @@ class TestUploads:
             tracemalloc.stop()
         assert grown < 300_000  # with an object for each frame it was 800 KB
 
+    def test_so_do_those_that_come_later(self, stage: Stage, backend: Backend) -> None:
+        """At most four at a time have one; it is for the next when an upload has ended."""
+        client = stage.connect_http2()
+        for number in range(5):
+            stream, upstream = upload(client, backend, f"/{number}")
+            reader = threading.Thread(target=lambda upstream=upstream: chunks(upstream))
+            reader.start()
+            client.upload(stream, b"x" * 98_304, end=False)
+            client.until(lambda stream=stream: client.room(stream) > 256 * 1024, "a larger window")  # type: ignore[misc]
+            client.data(stream, end=True)
+            reader.join()
+            upstream.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            client.answer(stream)
+
     def test_a_body_waits_while_its_backend_is_being_connected(self, stage: Stage) -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

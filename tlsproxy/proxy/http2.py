@@ -198,8 +198,6 @@ class Http2Driver:
         each.closed()
         if not self._streams:
             self._quiet_since = time.monotonic()
-            if self._told or self._client_leaves:
-                self.schedule()
 
     def window_opened(self, stream: int) -> None:
         """The flush that follows every read sends what can go now."""
