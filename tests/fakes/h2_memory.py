@@ -57,6 +57,7 @@ class Recorder:
         self.resets: dict[int, int] = {}
         self.closed: list[int] = []
         self.has_left = False
+        self.malformed = 0
 
     def request_received(self, stream: int, head: RequestHead, *, ended: bool) -> None:
         self.heads[stream] = head
@@ -66,6 +67,9 @@ class Recorder:
     def request_refused(self, stream: int, head: RequestHead, error: ProtocolError) -> None:
         self.refused[stream] = error
         self.calls.append(("refused", stream, error.status, error.reason, head.method, head.target, head.host))
+
+    def request_malformed(self) -> None:
+        self.malformed += 1
 
     def body_received(self, stream: int, data: bytes, *, ended: bool) -> None:
         self.bodies[stream] = self.bodies.get(stream, b"") + data

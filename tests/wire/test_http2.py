@@ -513,3 +513,14 @@ def check_conversation(pieces: list[bytes]) -> None:
             continue
     if not wire.codec.is_over:
         wire.pump()
+
+
+def test_a_request_that_is_none_is_told_of_and_one_that_is_taken_back_is_not() -> None:
+    """RFC 9113 8.1.1: there is nothing to answer, but somebody may look for it."""
+    wire = Wire()
+    wire.feed(request(1, [*GET, (b"Upper", b"case")]))
+    wire.pump()
+    assert (wire.told.malformed, wire.resets()) == (1, {1: PROTOCOL_ERROR})
+    wire.feed(request(3) + reset(3, PROTOCOL_ERROR))
+    wire.pump()
+    assert wire.told.malformed == 1

@@ -71,7 +71,7 @@ class BackendConnection(asyncio.Protocol):
         self._exchange = taker
         self._answering = False
         self._interim = 0
-        self._has_body = False
+        self._has_body = bool(body)
         self._chunked = head.framing is _CHUNKED
         self._reader.expect(head.method)
         if head.framing is _NO_BODY:

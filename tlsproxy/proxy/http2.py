@@ -169,6 +169,11 @@ class Http2Driver:
     def request_refused(self, stream: int, head: RequestHead, error: ProtocolError) -> None:
         self._add(stream, head, ended=False).refuse(error)
 
+    def request_malformed(self) -> None:
+        client = self.info.client
+        if self.services.quiet.may_say((client, "malformed")):
+            logger.info("http2.malformed", extra={"client": client, "sni": self.info.sni})
+
     def body_received(self, stream: int, data: bytes, *, ended: bool) -> None:
         each = self._streams.get(stream)
         if each is None:

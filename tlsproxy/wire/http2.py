@@ -65,13 +65,14 @@ def _configuration(header_size: int) -> Configuration:
 class ServerCodec(Codec):
     """See the module's text. Its SETTINGS are in the first `send`."""
 
-    __slots__ = ("_events", "_heads", "_heads_read", "_is_leaving", "_open", "_resets")
+    __slots__ = ("_events", "_heads", "_heads_read", "_is_leaving", "_open", "_resets", "_taken_back")
 
     def __init__(self, events: ServerEvents, limits: Limits) -> None:
         self._events = events
         self._heads = HeadReader(limits)
         self._open: dict[int, None] = {}  # for their keys: an empty set has 216 bytes, this has 64
         self._resets: dict[int, None] = {}
+        self._taken_back = 0  # the last stream that was reset before it was announced
         self._heads_read = 0
         self._is_leaving = False
         settings: dict[int, int] = {
@@ -129,9 +130,11 @@ class ServerCodec(Codec):
         if isinstance(event, TrailersReceived):
             self._trailers(event)
         elif isinstance(event, StreamReset):
-            if event.stream_id in self._open:
-                self._resets[event.stream_id] = None
-                self._events.stream_reset(event.stream_id, event.error_code)
+            if event.stream_id not in self._open:
+                self._taken_back = event.stream_id
+                return
+            self._resets[event.stream_id] = None
+            self._events.stream_reset(event.stream_id, event.error_code)
         elif isinstance(event, GoAwayReceived):
             self._is_left = True
             self._events.client_leaves()
@@ -183,7 +186,9 @@ class ServerCodec(Codec):
     def _closed(self, event: StreamClosed) -> None:
         stream = event.stream_id
         self._regain(stream)
-        if stream not in self._open:  # never announced, or reset before it was
+        if stream not in self._open:  # never announced: malformed, or taken back by the client at once
+            if event.error_code == PROTOCOL_ERROR and stream != self._taken_back:
+                self._events.request_malformed()
             return
         del self._open[stream]
         if stream in self._resets:

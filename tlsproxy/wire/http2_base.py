@@ -46,6 +46,9 @@ class ServerEvents(Protocol):
     def request_refused(self, stream: int, head: RequestHead, error: ProtocolError) -> None:
         """A new stream, to be answered with `error.status`. `head` is what can be told of it, for the log."""
 
+    def request_malformed(self) -> None:
+        """A request that has no meaning (RFC 9113 8.1.1) was reset. There is nothing to be answered, or to be told."""
+
     def body_received(self, stream: int, data: bytes, *, ended: bool) -> None:
         """Content. It counts against the client's windows until it is acknowledged."""
 
