@@ -43,7 +43,6 @@ def inflow(holder: Holder) -> Inflow:
 def test_what_was_taken_comes_back(holder: Holder, inflow: Inflow) -> None:
     holder.receive(inflow)
     assert holder.wire.granted(1) == 2 * PIECE  # as soon as it is worth a frame
-    inflow.end()
     holder.receive(inflow, 1)
     assert holder.wire.granted(1) == 4 * PIECE
 
