@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tlsproxy.proxy.failures import ConnectFailed, TooBusy
+from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut, TooBusy
 from tlsproxy.proxy.multiplexed import MultiplexedConnection
 from tlsproxy.proxy.multiplexed_stream import MultiplexedStream
 from tlsproxy.proxy.rate import Quiet
@@ -24,17 +24,17 @@ from tlsproxy.wire.http2_client import MOST_STREAMS
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
 
-_MOST: Final = 64  # connections of one worker to one backend
+_MOST: Final = 64  # connections of one worker to one backend; one that leaves, and ends its last streams, is none
 
 
 class MultiplexedBackend(Backend):
     """See the module's text.
 
-    Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_unspoken` and
-    `usual_streams`.
+    Mutable state, besides `Backend`'s: `_connections` (newest first), `_waiting`, `_dialing`, `_timeout` (to connect),
+    `_unspoken` and `usual_streams`.
     """
 
-    __slots__ = ("_connections", "_dialing", "_unspoken", "_waiting", "quiet", "usual_streams")
+    __slots__ = ("_connections", "_dialing", "_timeout", "_unspoken", "_waiting", "quiet", "usual_streams")
 
     idle_default = 60.0  # a server that leaves says so (GOAWAY), and what it has not taken goes elsewhere
 
@@ -45,6 +45,7 @@ class MultiplexedBackend(Backend):
         self._connections: list[MultiplexedConnection] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._dialing: asyncio.Task[None] | None = None
+        self._timeout = 0.0
         self._unspoken = ""  # why the newest connection ended before the backend had said anything
 
     def __repr__(self) -> str:
@@ -61,6 +62,7 @@ class MultiplexedBackend(Backend):
 
     async def connect(self, timeout: float) -> BackendStream:
         """A stream as soon as there is one, of a new connection if need be. Raises ConnectFailed."""
+        self._timeout = timeout
         deadline = time.monotonic() + timeout
         stream = self.claim()  # there may be one meanwhile
         while stream is None:
@@ -83,6 +85,7 @@ class MultiplexedBackend(Backend):
     def close(self) -> None:
         if self._dialing is not None:
             self._dialing.cancel()
+        self._waiting.clear()  # or a connection that goes would be replaced for them
         for connection in tuple(self._connections):
             connection.shut_down()
 
@@ -105,6 +108,7 @@ class MultiplexedBackend(Backend):
             self._connections.remove(connection)
             if connection.is_idle and not connection.is_leaving:
                 self.learn_patience(connection.idle_since)
+            self._dial_if_needed()  # who waits for a stream of it would wait in vain
 
     # --- private ------------------------------------------------------------------------------------------------------
 
@@ -118,14 +122,16 @@ class MultiplexedBackend(Backend):
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiter)
-        if len(self._connections) < _MOST:
-            self._dial_if_needed(timeout)
+        if self._may_be_more:
+            self._dial_if_needed()
         else:
             self.room_made()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await waiter
         except TimeoutError:
+            if not self._connections:  # the connect under way has a moment left, and would say the same
+                raise ConnectTimedOut(self.url, f"no connection within {timeout:g} s") from None
             raise TooBusy(self.url, f"no connection with room for one more request within {timeout:g} s") from None
         except asyncio.CancelledError:
             self.room_made()  # another one may have what this one leaves
@@ -134,14 +140,18 @@ class MultiplexedBackend(Backend):
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
 
-    def _dial_if_needed(self, timeout: float) -> None:
-        if self._waiting and self._dialing is None and len(self._connections) < _MOST:
-            self._dialing = asyncio.get_running_loop().create_task(self._dial(timeout))
+    @property
+    def _may_be_more(self) -> bool:
+        return sum(not connection.is_leaving for connection in self._connections) < _MOST
 
-    async def _dial(self, timeout: float) -> None:
+    def _dial_if_needed(self) -> None:
+        if self._waiting and self._dialing is None and self._may_be_more:
+            self._dialing = asyncio.get_running_loop().create_task(self._dial())
+
+    async def _dial(self) -> None:
         self._unspoken = ""
         try:
-            connection = await self._place.connect(lambda: MultiplexedConnection(self), timeout)
+            connection = await self._place.connect(lambda: MultiplexedConnection(self), self._timeout)
         except ConnectFailed as failure:
             self._fail_waiting(failure)
             return
@@ -152,7 +162,7 @@ class MultiplexedBackend(Backend):
             return
         self._connections.insert(0, connection)
         self.room_made()
-        self._dial_if_needed(timeout)
+        self._dial_if_needed()
 
     def _fail_waiting(self, failure: ConnectFailed) -> None:
         """No connection can be had. Where there are others, streams of them will end, or have."""
