@@ -13,7 +13,7 @@ from tests.fakes.backend import Backend
 from tests.fakes.frames import ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, frame
 from tests.fakes.h2c_backend import CONNECT, MAX_STREAMS, H2cBackend, H2cPeer
 from tests.fakes.stage import Stage
-from tlsproxy.proxy import multiplexed_backend
+from tlsproxy.proxy import multiplexed, multiplexed_backend
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a.test\r\n\r\n"
 POST = b"POST /%d HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody"
@@ -158,6 +158,28 @@ def test_another_backend_is_asked_where_nobody_listens(stage: Stage, upstream: H
                 peer = upstream.connection()
             peer.answer(peer.next_request().stream)
             assert client.message().body == b"ok"
+
+
+def test_a_connection_that_has_carried_many_requests_is_replaced(
+    stage: Stage, upstream: H2cBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiplexed, "_MOST_REQUESTS", 3)
+    peer = warmed(stage, upstream)
+    first, last, new = stage.connect(), stage.connect(), stage.connect()
+    first.send(GET % 1)
+    held = peer.next_request()
+    last.send(GET % 2)
+    peer.answer(peer.next_request().stream)
+    assert last.message().body == b"ok"
+
+    new.send(GET % 3)
+    other = upstream.connection()
+    other.answer(other.next_request().stream)
+    peer.answer(held.stream)
+
+    assert (first.message().body, new.message().body) == (b"ok", b"ok")
+    peer.expect_end()
+    assert [goaway.error_code for goaway in peer.goaways] == [0]
 
 
 # --- goodbyes ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# As nginx has it. With the next one hypercorn 0.18 says GOAWAY, and answers nothing of what is under way.
+_MOST_REQUESTS: Final = 1000
 _HIGH_WATER: Final = 64 * 1024
 _LOW_WATER: Final = 16 * 1024
 _AT_ONCE: Final = 128 * 1024  # bytes taken from the codec in one piece
@@ -137,6 +139,8 @@ class MultiplexedConnection(asyncio.Protocol):
         self._streams[stream.number] = stream
         self._unsent.append(stream)
         self.begun += 1
+        if self.begun >= _MOST_REQUESTS:
+            self._is_leaving = True
         self.schedule()
 
     def begin_websocket(self, stream: MultiplexedStream) -> None:
