@@ -216,6 +216,22 @@ class TestBodies:
         client.ping()
         assert client.kinds(stream).count("HEADERS") == 0
 
+    def test_who_listens_to_an_answer_that_has_begun_need_not_speak(self, stage: Stage) -> None:
+        """As in a call of gRPC with streams both ways: the limit of a tunnel holds then."""
+        backend = stage.backend()
+        stage.serve(backend, limits={"body_idle": 9, "tunnel_idle": 100})
+        client = stage.connect_http2()
+        stream = client.request("/", body=b"half", end=False)
+        upstream = backend.accept()
+        upstream.until(b"half\r\n")
+        upstream.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+        client.until(lambda: client.stream(stream).body == b"hi")
+        stage.tick(after=90)
+        client.data(stream, b"more")
+        upstream.until(b"more\r\n")
+        stage.tick(after=200)
+        client.expect_reset(stream)
+
 
 class TestBackends:
     def test_one_that_does_not_answer_in_time_is_504(self, stage: Stage) -> None:

@@ -15,6 +15,7 @@ from tests.fakes.frames import (
     ENHANCE_YOUR_CALM,
     GOAWAY,
     HEADERS,
+    INTERNAL_ERROR,
     PING,
     PROTOCOL_ERROR,
     PUSH_PROMISE,
@@ -309,3 +310,19 @@ def test_windows_are_given_back_for_what_no_client_reads(stage: Stage, upstream:
     assert window + 30 * 16_384 >= 2 * 100 * 128 * 1024
     peer.answer(request.stream)
     assert client.message().body == b"ok"
+
+
+def test_one_that_gives_requests_up_is_not_failing(
+    stage: Stage, upstream: H2cBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers of gRPC reset whatever is no call: a client that sends such must not take them from all others."""
+    client, peer, stream = asked(stage, upstream)
+    for number in range(5):
+        peer.reset(stream, INTERNAL_ERROR)
+        assert client.message().status == 502
+        client.send(GET % number)
+        stream = peer.next_request().stream
+    peer.answer(stream)
+    assert client.message().status == 200
+    assert "backend.failing" not in caplog.text
+    assert stage.log(6)[0]["error"].endswith("it reset the stream (INTERNAL_ERROR)")

@@ -81,9 +81,13 @@ class ClosedInAnswer(BackendFailure):
 
 
 class BrokenOff(BackendFailure):
-    """It gave this request up, and said so."""
+    """It gave this request up, and said so: it lives.
+
+    Servers of gRPC do that with whatever is no call: what one client sends must not take them from all others.
+    """
 
     detail = "The application behind this server broke off its answer."
+    counts = False
 
 
 class BadAnswer(BackendFailure):

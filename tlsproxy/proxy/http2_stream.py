@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.proxy import grpc
 from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.http2_inflow import Inflow
-from tlsproxy.proxy.phase import CONNECTING
+from tlsproxy.proxy.phase import ANSWERING, CONNECTING
 from tlsproxy.wire.http2 import StreamGone
+from tlsproxy.wire.http2_base import code_name
 from tlsproxy.wire.http2_heads import is_right_accept
 from tlsproxy.wire.messages import ProtocolError
 
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 _HIGH: Final = 64 * 1024  # bytes of its answer that a stream may have queued
 _LOW: Final = 16 * 1024
 _MUCH: Final = 16 * 1024  # bytes in a piece that are worth a look at what is queued
-_REASONS: Final = {0: "NO_ERROR", 1: "PROTOCOL_ERROR", 3: "FLOW_CONTROL_ERROR", 5: "STREAM_CLOSED", 8: "CANCEL"}
 _NO_ERROR: Final = 0
 _INTERNAL_ERROR: Final = 2
 _CANCEL: Final = 8
@@ -128,7 +128,7 @@ class Http2Stream:
     def reset_by_client(self, code: int) -> None:
         """Say in the log how it ended. A request against the protocol is reset by the codec."""
         if self._exchange is not None and not self._exchange.error:
-            self._exchange.error = f"the client reset the stream ({_REASONS.get(code, code)})"
+            self._exchange.error = f"the client reset the stream ({code_name(code)})"
 
     def closed(self) -> None:
         """Nothing more can be sent or will come: whoever is not done with the client learns that it left."""
@@ -149,7 +149,7 @@ class Http2Stream:
         elif self._exchange is not None:
             self._exchange.check_deadline(now)
         services = self._driver.services
-        if self._inflow is not None and self._inflow.is_late(now, services.body_idle):
+        if self._inflow is not None and self._inflow.is_late(now, self._body_patience()):
             self._body_timed_out()
         if self._is_stalled(now, services.write_idle):
             self._give_up()
@@ -210,6 +210,11 @@ class Http2Stream:
                 inflow.wait()  # who did not wait for a 100 is expected to go on
             self._exchange.request_data(data)
         inflow.taken(flows=self._exchange is None or self._exchange.state is not CONNECTING)
+
+    def _body_patience(self) -> float:
+        """Who listens to an answer that has begun, as in a call of gRPC with streams both ways, need not speak."""
+        services, exchange = self._driver.services, self._exchange
+        return services.tunnel_idle if exchange is not None and exchange.state is ANSWERING else services.body_idle
 
     def _body_timed_out(self) -> None:
         if self._exchange is not None:

@@ -23,6 +23,7 @@ from tlsproxy.proxy.failures import (
     NotProcessed,
     NoWebSocket,
 )
+from tlsproxy.wire.http2_base import code_name
 from tlsproxy.wire.http2_client import CANCEL, NO_ERROR, REFUSED_STREAM, StreamGone
 from tlsproxy.wire.http2_heads import websocket_accept
 from tlsproxy.wire.messages import Framing, ResponseHead
@@ -283,5 +284,5 @@ class MultiplexedStream:
         if by_backend and code == NO_ERROR and not self._answering and not self._interim:
             return ClosedBeforeAnswer(url, "the stream was closed without an answer")  # hypercorn 0.18 leaves like that
         if by_backend:
-            return BrokenOff(url, f"the stream was reset with code {code} (RFC 9113 7)")
+            return BrokenOff(url, f"it reset the stream ({code_name(code)})")
         return BadAnswer(url, "the answer is malformed (RFC 9113 8.1.1)")

@@ -19,6 +19,11 @@ COMPRESSION_ERROR: Final = 9
 ENHANCE_YOUR_CALM: Final = 11
 
 EMPTY_SETTINGS: Final = b"\0\0\0\4\0\0\0\0\0"  # the first frame that either side sends (RFC 9113 3.4), at the least
+_NAMES: Final = (
+    "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED",
+    "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM",
+    "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
+)  # fmt: skip
 _GOAWAY: Final = 7
 _write_goaway: Final = Struct(">xHBBIII").pack  # RFC 9113 4.1: length, type, flags, stream; then the payload of 6.8
 
@@ -66,6 +71,11 @@ class ServerEvents(Protocol):
 
     def client_leaves(self) -> None:
         """The client begins no more streams (GOAWAY)."""
+
+
+def code_name(code: int) -> str:
+    """What RFC 9113 7 calls an error code."""
+    return _NAMES[code] if code < len(_NAMES) else f"code {code}"
 
 
 def goaway_frame(last_stream: int, code: int) -> bytes:

@@ -34,7 +34,7 @@ _FOR_PIECE: Final = 2  # a peer may answer each DATA frame with two WINDOW_UPDAT
 _LONGEST_NOTE: Final = 200
 _SAID: Final = {  # where libnghttp2 ends the connection without a word
     INTERNAL_ERROR: "the peer reset too many streams",
-    COMPRESSION_ERROR: "a header block is not HPACK",
+    COMPRESSION_ERROR: "a header block is not HPACK, or one of its fields is longer than 64 KiB",
     ENHANCE_YOUR_CALM: "the peer sent too many frames that ask for nothing",
 }
 _UNSAID: Final = "the peer broke a rule of HTTP/2"
