@@ -129,6 +129,7 @@ class TestBackendDies:
             (b"", "before the answer"),
             (b"HTTP/1.1 200 O", "in the middle"),
             (b"SSH-2.0-OpenSSH\r\n", "does not speak HTTP"),
+            (b"\0\0\6\4\0\0\0\0\0\0\3\0\0\0\x64", "write its address with"),
             (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "ambiguous"),
             (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", "not asked for"),
             (b"HTTP/1.1 200 OK\r\nX-Big: " + b"x" * 70_000, "limits.header_size"),

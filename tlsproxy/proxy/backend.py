@@ -29,6 +29,8 @@ _MOST_INTERIM: Final = 64
 _HIGH_WATER: Final = 64 * 1024
 _LOW_WATER: Final = 16 * 1024
 _SMALL: Final = 1024  # bytes: below, what a piece costs while it waits in the transport is more than joining it
+_SETTINGS: Final = b"\4\0\0\0\0\0"  # type, flags and stream of the frame that begins HTTP/2 (RFC 9113 3.4)
+_WRITE_H2C: Final = 'it answers in HTTP/2; write its address with "h2c://"'
 _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED  # a global costs a third of looking a member up on its Enum
 
@@ -174,7 +176,8 @@ class BackendConnection(asyncio.Protocol):
         try:
             self._advance(exchange)
         except ProtocolError as error:
-            self._fail(BadAnswer(self.backend.url, error.note))
+            speaks_http2 = data[3:9] == _SETTINGS and not self._answering
+            self._fail(BadAnswer(self.backend.url, _WRITE_H2C if speaks_http2 else error.note))
         except Exception:  # noqa: BLE001  # a fault of ours speaks against the request, not against the backend
             self.abort()
             exchange.crash()
