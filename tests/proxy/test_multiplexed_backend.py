@@ -493,8 +493,8 @@ def test_a_small_limit_is_remembered_for_the_next_connection(stage: Stage, upstr
     first = peer.next_request()
 
     others = [upstream.connection(begin=False) for _ in range(2)]  # each is sent one before it has said anything
-    for other in others:
-        request = other.next_request()
+    requests = [other.next_request() for other in others]  # before an answer makes room for the next on the first
+    for other, request in zip(others, requests, strict=True):
         other.begin({MAX_STREAMS: 1})
         other.answer(request.stream)
     peer.answer(first.stream)
