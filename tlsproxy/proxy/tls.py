@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from tlsproxy.proxy.choice import NO_PROTOCOL, NOT_IN_TIME, Refused
 from tlsproxy.proxy.connection import HANDSHAKE, HELLO, OPEN, WAITING, Accepted, Connection, client_address, logger
+from tlsproxy.proxy.heap import Apart
 from tlsproxy.proxy.replies import plain_http_on_tls_page
 from tlsproxy.proxy.sitetls import ServerContext
 from tlsproxy.proxy.waiting import LONGEST_WAIT, Awaited
@@ -38,6 +39,7 @@ RECORD: Final = 16_384  # no record holds more plain bytes (RFC 8446 5.1)
 # A memory BIO never shrinks. Feeding it in slices bounds what an idle connection keeps after a bulk transfer (85 KiB
 # less after a 60 KiB message). One slice is a full record of TLS 1.3, so that most reads end with the BIO empty.
 SLICE: Final = RECORD + 22
+_APART: Final = Apart()
 _REQUEST_LINE: Final = re.compile(rb"[A-Z][A-Z-]{2,19} (?:[/*]|https?:|[a-z0-9.-]+:)")
 _MAYBE_REQUEST: Final = re.compile(rb"[A-Z-]{1,20}(?: [a-z0-9.:-]{0,255})?\Z")
 _MOST_EARLY: Final = 2 * MAX_HELLO  # what a client that waits for its certificate may have sent
@@ -208,7 +210,8 @@ class TlsConnection(Connection):
             return
         self.info.sni = name
         self._wrap(chosen)
-        self._handshake()
+        with _APART:  # OpenSSL takes its buffer when the handshake begins
+            self._handshake()
 
     def _go_without(self, chosen: Refused | Awaited, name: str) -> None:
         """There is no context for this client, or not yet."""
