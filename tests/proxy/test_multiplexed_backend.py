@@ -14,6 +14,7 @@ from tests.fakes.frames import ENHANCE_YOUR_CALM, HEADERS, INTERNAL_ERROR, NO_ER
 from tests.fakes.h2c_backend import CONNECT, MAX_STREAMS, H2cBackend, H2cPeer
 from tests.fakes.stage import Stage
 from tlsproxy.proxy import multiplexed, multiplexed_backend
+from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a.test\r\n\r\n"
 POST = b"POST /%d HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody"
@@ -388,6 +389,33 @@ def test_who_gives_no_sign_gets_no_more_requests_and_is_given_up_at_last(stage: 
 
     assert client.message().status == 504
     peer.expect_end()
+
+
+def test_who_falls_silent_after_its_sign_of_life_is_in_doubt_without_another_ping(
+    stage: Stage, upstream: H2cBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers of gRPC close on who asks too often; a connection that answers nothing gets no more requests anyhow."""
+    monkeypatch.setattr(multiplexed, "_QUIET", 0.05)
+    monkeypatch.setattr(multiplexed, "_DOUBT", 0.05)
+    peer = warmed(stage, upstream, response_timeout=300)
+    first, second = stage.connect(), stage.connect()
+    first.send(POST % 1)
+    peer.next_request()
+    peer.until(lambda: len(peer.pings) == 1)  # and it is answered
+    peer.ping()
+    second.send(GET % 2)  # no body: nothing comes back for it
+    peer.next_request()
+
+    backend = stage.front._backends[upstream.url]
+    assert isinstance(backend, MultiplexedBackend)
+    stage.wait(lambda: all(connection.room == 0 for connection in backend._connections))
+
+    third = stage.connect()
+    third.send(GET % 3)
+    other = upstream.connection()
+    other.answer(other.next_request().stream)
+    assert third.message().body == b"ok"
+    assert len(peer.pings) == 1
 
 
 def test_a_request_that_is_not_answered_in_time_takes_no_other_with_it(stage: Stage, upstream: H2cBackend) -> None:

@@ -53,9 +53,9 @@ class MultiplexedConnection(asyncio.Protocol):
     """See the module's text. An `asyncio.Protocol` to the transport, `http2_client.ClientEvents` to the codec."""
 
     __slots__ = (
-        "_ending", "_full", "_head", "_head_since", "_heard_at", "_held_back", "_in_doubt", "_is_leaving", "_is_news",
-        "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport",
-        "_unsent", "_websockets", "backend", "begun", "codec", "idle_since", "is_open", "url",
+        "_asked_at", "_ending", "_full", "_head", "_head_since", "_heard_at", "_held_back", "_in_doubt", "_is_leaving",
+        "_is_news", "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport", "_unsent",
+        "_websockets", "backend", "begun", "codec", "idle_since", "is_open", "url",
     )  # fmt: skip
 
     def __init__(self, backend: MultiplexedBackend) -> None:
@@ -78,7 +78,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self._pinged_at = 0.0
         self._head = 0
         self._head_since = 0.0
-        self._heard_at = self._ticked = self.idle_since = time.monotonic()
+        self._asked_at = self._heard_at = self._ticked = self.idle_since = time.monotonic()
         self.begun = 0
         self.is_open = False
 
@@ -138,9 +138,9 @@ class MultiplexedConnection(asyncio.Protocol):
             return
         self._streams[stream.number] = stream
         self._unsent.append(stream)
+        self._asked_at = time.monotonic()
         self.begun += 1
-        if self.begun >= _MOST_REQUESTS:
-            self._is_leaving = True
+        self._is_leaving = self._is_leaving or self.begun >= _MOST_REQUESTS
         self.schedule()
 
     def begin_websocket(self, stream: MultiplexedStream) -> None:
@@ -331,8 +331,7 @@ class MultiplexedConnection(asyncio.Protocol):
 
     def _look_for_life(self, now: float) -> None:
         if self._pinged_at > self._heard_at:
-            if now - self._pinged_at > _DOUBT:
-                self._in_doubt = True
+            self._in_doubt = self._in_doubt or now - self._pinged_at > _DOUBT
             if now - self._pinged_at > _DEAD:
                 self._break(f"no sign of life for {now - self._heard_at:.0f} s", AnswerTimedOut)
         elif self._is_news or now - self._pinged_at > _PINGS_APART:
@@ -341,6 +340,8 @@ class MultiplexedConnection(asyncio.Protocol):
             with suppress(StreamGone):
                 self.codec.ping()
             self.schedule()
+        elif self._asked_at > self._heard_at and now - self._asked_at > _QUIET + _DOUBT:
+            self._in_doubt = True  # asked in vain, and too soon for another PING
 
     def _is_stuck_in_head(self, now: float) -> bool:
         """Whether the same header block has been under way for too long: nothing else can come meanwhile."""
