@@ -8,6 +8,7 @@ from tlsproxy.wire.fields import (
     Classifier,
     Kind,
     allowed_trailers,
+    answer_trailers,
     connection_names,
     without,
 )
@@ -119,3 +120,10 @@ def test_trailers_that_may_not_pass(name: bytes) -> None:
     assert allowed_trailers([(b"Server-Timing", b"a"), (name, b"b"), (name.lower(), b"c")]) == [
         (b"Server-Timing", b"a")
     ]
+
+
+def test_trailers_of_answers_have_whatever_names_the_application_likes() -> None:
+    kept = [(b"grpc-status", b"0"), (b"some_name", b"a"), (b"X-Request-ID", b"b"), (b"Server-Timing", b"c")]
+    dropped = [(b"Content-Type", b"d"), (b"content-length", b"5"), (b"Host", b"e"), (b"Transfer-Encoding", b"f")]
+
+    assert answer_trailers([*dropped, *kept, (b"Set-Cookie", b"g"), (b"Trailer", b"h"), (b"Connection", b"i")]) == kept

@@ -21,7 +21,7 @@ from tlsproxy.proxy.record import Record
 from tlsproxy.proxy.replies import http_date, refusal
 from tlsproxy.proxy.router import Challenge, Forward, Redirect, Refuse, Route
 from tlsproxy.proxy.tunnel import Tunnel
-from tlsproxy.wire.fields import Fields, allowed_trailers
+from tlsproxy.wire.fields import Fields, allowed_trailers, answer_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, ResponseHead
 
@@ -301,7 +301,7 @@ class Exchange(Record):
         if connection is not None:
             # A refused upgrade: whether the backend still reads HTTP behind it is not worth finding out.
             connection.release(request_sent=self._request_complete and not self.head.upgrade)
-        self._client.send_end(allowed_trailers(trailers) if trailers else trailers)
+        self._client.send_end(answer_trailers(trailers) if trailers else trailers)
         self._finish()
 
     def backend_failed(self, failure: failures.BackendFailure) -> None:

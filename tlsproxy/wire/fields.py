@@ -142,8 +142,19 @@ def without(fields: Fields, names: Set[bytes]) -> Fields:
     return [field for field in fields if field[0].lower() not in names]
 
 
+def answer_trailers(trailers: Fields) -> Fields:
+    """Those of an answer that may be passed on (RFC 9110 6.5.1): what names mean is the application's own affair."""
+    return [
+        field
+        for field in trailers
+        if RESPONSE_KIND[field[0]] is Kind.PLAIN
+        and field[0].lower() not in _FORBIDDEN_TRAILERS
+        and REQUEST_KIND[field[0]] not in (Kind.HOST, Kind.EXPECT)
+    ]
+
+
 def allowed_trailers(trailers: Fields) -> Fields:
-    """The trailers that may be passed on (RFC 9110 6.5.1): unknown ones and those that only add information."""
+    """The trailers of a request that may be passed on: unknown ones and those that only add information."""
     return [
         field
         for field in trailers

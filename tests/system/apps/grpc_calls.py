@@ -20,7 +20,7 @@ def echo(request: bytes, context: grpc.ServicerContext) -> bytes:
     """The request, with what came of the metadata that begins with x-."""
     sent = [(key, value) for key, value in context.invocation_metadata() or () if key.startswith("x-test")]
     context.send_initial_metadata((("x-initial", "1"), ("x-initial-bin", b"\0\xff")))
-    context.set_trailing_metadata((*sent, ("x-left", str(context.time_remaining()))))
+    context.set_trailing_metadata((*sent, ("under_score", "1"), ("x-left", str(context.time_remaining()))))
     return request
 
 
