@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes.frames import CANCEL, END_HEADERS, HEADERS, NO_ERROR, FramePeer, frame, plain_block
+from tests.fakes.frames import CANCEL, END_HEADERS, HEADERS, NO_ERROR, REFUSED_STREAM, FramePeer, frame, plain_block
 from tests.fakes.h2c_backend import CONNECT, INITIAL_WINDOW, H2cBackend, H2cPeer
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
@@ -264,6 +264,27 @@ def test_a_stream_is_not_left_open_by_an_early_answer(stage: Stage, upstream: H2
 
     assert client.message().status == 413
     peer.expect_reset(request, CANCEL)
+
+
+def test_a_body_that_is_sent_again_is_whole(stage: Stage, upstream: H2cBackend) -> None:
+    client, peer = asked(stage, upstream, CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 1\r\n\r\n")
+
+    peer.reset(peer.next_request().stream, REFUSED_STREAM)
+    other = upstream.connection()
+    again = other.next_request()
+    other.answer(again.stream)
+
+    assert (again.body, again.trailers) == (b"hello world", [(b"x-sum", b"1")])
+    assert client.message().body == b"ok"
+
+
+def test_what_is_too_much_to_be_kept_is_not_sent_again(stage: Stage, upstream: H2cBackend) -> None:
+    client, peer = asked(stage, upstream, POST % (1, 100_000) + bytes(100_000))
+
+    peer.reset(peer.next_request().stream, REFUSED_STREAM)
+
+    assert client.message().status == 503
+    assert not upstream.is_called()
 
 
 def test_a_client_of_http2_is_passed_on_stream_by_stream(stage: Stage, upstream: H2cBackend) -> None:
