@@ -40,7 +40,7 @@ class BackendConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answering", "_chunked", "_exchange", "_has_body", "_interim", "_is_paused", "_keep", "_out", "_reader",
-        "_transport", "_tunnel", "backend", "idle_since", "is_open", "reused",
+        "_transport", "_tunnel", "_unwritten", "backend", "idle_since", "is_open", "reused",
     )  # fmt: skip
 
     may_refuse = False
@@ -60,6 +60,7 @@ class BackendConnection(asyncio.Protocol):
         self._has_body = False
         self._interim = 0
         self._is_paused = False
+        self._unwritten = 0  # bytes in it
         self._out: list[bytes] = []  # pieces of a request with a body, or of a tunnel, that leave when the turn ends
 
     def __repr__(self) -> str:
@@ -99,10 +100,14 @@ class BackendConnection(asyncio.Protocol):
         if not self._out:
             self.backend.turn_ends_for(self)
         self._out.append(data)
+        self._unwritten += len(data)
+        if self._unwritten > _HIGH_WATER:  # a turn may bring 8 MiB: libuv reads on until somebody says stop
+            self.write_out()
 
     def write_out(self) -> None:
         """The turn has ended."""
         out, self._out = self._out, []
+        self._unwritten = 0
         if out and self._transport is not None:
             if sum(map(len, out)) < len(out) * _SMALL:
                 out = [b"".join(out)]
