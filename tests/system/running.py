@@ -174,8 +174,15 @@ class Proxy:
 
     def holder(self, client: socket.socket) -> int:
         """Return which worker has accepted this connection."""
-        inode = until(lambda: _peer_inode(client), "the connection is accepted")
-        return until(lambda: next((pid for pid in self.workers() if _has_open(pid, inode)), 0), "a worker has it")
+        return self.holders([client])[0]
+
+    def holders(self, clients: Sequence[socket.socket]) -> list[int]:
+        """Return which worker has accepted each of these. The kernel's table may be long: one look."""
+        inodes = until(lambda: _peer_inodes(clients), "the connections are accepted")
+        return [until(lambda inode=inode: self._owner(inode), "a worker has it") for inode in inodes]  # type: ignore[misc]
+
+    def _owner(self, inode: str) -> int:
+        return next((pid for pid in self.workers() if _has_open(pid, inode)), 0)
 
     def _dial(self) -> socket.socket:
         """Nothing is sent before it is known who has it."""
@@ -338,12 +345,14 @@ class Server:
             return probe.connect_ex(path if path != self.address else (host, int(port))) == 0
 
 
-def _peer_inode(client: socket.socket) -> str:
-    """Return the other end's inode, "" while nobody has accepted it (/proc/net/tcp of proc(5))."""
-    here, there = (f":{name[1]:04X}" for name in (client.getsockname(), client.getpeername()))
-    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-    found = (row[9] for row in rows if row[1].endswith(there) and row[2].endswith(here))
-    return next((inode for inode in found if inode != "0"), "")
+def _peer_inodes(clients: Sequence[socket.socket]) -> list[str]:
+    """Return the inodes of the other ends, nothing while somebody is not accepted (/proc/net/tcp of proc(5))."""
+    found: dict[tuple[str, str], str] = {}
+    for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
+        if row[9] != "0":  # else it has no owner: not accepted yet, or closed long ago
+            found[row[1][-4:], row[2][-4:]] = row[9]
+    inodes = [found.get((f"{each.getpeername()[1]:04X}", f"{each.getsockname()[1]:04X}"), "") for each in clients]
+    return inodes if all(inodes) else []
 
 
 def _has_open(pid: int, inode: str) -> bool:
