@@ -316,7 +316,8 @@ class TestAnswersNobodyTakes:
         client.request("/first")
         upstream = backend.accept()
         upstream.message()
-        upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000)
+        # More than one read brings: else the connection may be free again, and the next request not need another.
+        upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 600000\r\n\r\n" + b"x" * 600_000)
         client.until(lambda: client.given(0) == 0)
         last = client.request("/last")
         upstream = backend.accept()
