@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from sys import intern
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -40,6 +40,7 @@ RECORD: Final = 16_384  # no record holds more plain bytes (RFC 8446 5.1)
 # less after a 60 KiB message). One slice is a full record of TLS 1.3, so that most reads end with the BIO empty.
 SLICE: Final = RECORD + 22
 _APART: Final = Apart()
+_TOGETHER: Final = nullcontext()
 _REQUEST_LINE: Final = re.compile(rb"[A-Z][A-Z-]{2,19} (?:[/*]|https?:|[a-z0-9.-]+:)")
 _MAYBE_REQUEST: Final = re.compile(rb"[A-Z-]{1,20}(?: [a-z0-9.:-]{0,255})?\Z")
 _MOST_EARLY: Final = 2 * MAX_HELLO  # what a client that waits for its certificate may have sent
@@ -210,7 +211,8 @@ class TlsConnection(Connection):
             return
         self.info.sni = name
         self._wrap(chosen)
-        with _APART:  # OpenSSL takes its buffer when the handshake begins
+        # OpenSSL takes its buffer when the handshake begins. A client of HTTP/1.1 has nothing that would lie there.
+        with _APART if b"h2" in hello.alpn else _TOGETHER:
             self._handshake()
 
     def _go_without(self, chosen: Refused | Awaited, name: str) -> None:
