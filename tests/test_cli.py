@@ -122,7 +122,8 @@ def test_explain_as_json(capsys: Output) -> None:
 def test_schema(capsys: Output) -> None:
     assert cli.main(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    keys = {"listen", "server", "limits", "tls", "acme", "on_demand", "store", "admin", "events", "log", "sites"}
+    first = {"listen", "server", "limits", "tls", "acme", "on_demand", "store"}
+    keys = first | {"admin", "events", "log", "sites", "tracing"}
     assert schema["properties"].keys() == keys
     site = schema["$defs"]["Site"]
     assert site["required"] == ["hosts"]

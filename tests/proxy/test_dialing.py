@@ -15,7 +15,8 @@ import pytest
 
 from tlsproxy.proxy.dialing import Place, split_url
 from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut, OutOfResources
-from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.proxy.pool import Backend
+from tlsproxy.proxy.upstream import Upstream
 
 LIMIT = 5.0
 

@@ -7,9 +7,10 @@ from typing import Literal
 import pytest
 
 from tests.fakes.codec import request_reader
+from tlsproxy.proxy.pool import Backend
 from tlsproxy.proxy.router import Forward, Outcome, Redirect, Refuse, Route, Router, Site
 from tlsproxy.proxy.stream import ConnectionInfo
-from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.messages import RequestHead
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from tlsproxy.proxy import upstream as module
+from tlsproxy.proxy import pool, upstream
 from tlsproxy.proxy.backend import BackendConnection
-from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.proxy.pool import Backend
+from tlsproxy.proxy.upstream import Upstream
 
 CLIENTS = [f"198.51.100.{number}" for number in range(256)]
 
@@ -26,7 +27,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
+    for module in (pool, upstream):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

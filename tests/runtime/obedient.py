@@ -14,7 +14,8 @@ import os
 import sys
 
 from tlsproxy.runtime.child import open_control_socket, release_signals
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel
+from tlsproxy.runtime.messages import (
     AdminCall,
     AdminProgress,
     AdminResult,
@@ -22,7 +23,6 @@ from tlsproxy.runtime.control import (
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
     Drain,
     Drained,
     Failed,

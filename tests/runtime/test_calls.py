@@ -6,7 +6,7 @@ import asyncio
 
 from tlsproxy.runtime import calls
 from tlsproxy.runtime.calls import Call, OpenCalls
-from tlsproxy.runtime.control import AdminProgress, AdminResult
+from tlsproxy.runtime.messages import AdminProgress, AdminResult
 
 Seen = list[AdminProgress | AdminResult | None]
 

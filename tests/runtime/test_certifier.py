@@ -17,18 +17,17 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue, replace, write_pair
 from tlsproxy.certs.manager import CertificateManager
 from tlsproxy.runtime.certifier import Certifier as CertifierProcess
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel, FrameDecoder, control_pair, encode
+from tlsproxy.runtime.messages import (
     AdminCall,
     AdminProgress,
     AdminResult,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
     Drain,
     Drained,
     Failed,
-    FrameDecoder,
     Message,
     Ready,
     ReopenLogs,
@@ -36,8 +35,6 @@ from tlsproxy.runtime.control import (
     Start,
     Stats,
     StatsRequest,
-    control_pair,
-    encode,
 )
 from tlsproxy.settings import CertificateFiles, Log, Route, Settings, Site, Store
 from tlsproxy.store.base import open_store

@@ -19,7 +19,8 @@ from tests.store.pki import issue
 from tlsproxy.certs import conversation
 from tlsproxy.certs.acme_manager import AcmeManager
 from tlsproxy.runtime.certifier_calls import CertifierCalls
-from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult, ControlError
+from tlsproxy.runtime.control import ControlError
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import CertificateStore, open_store
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.runtime import control
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel, ControlError, FrameDecoder, control_pair, decode, encode
+from tlsproxy.runtime.messages import (
     AdminCall,
     AdminProgress,
     AdminResult,
@@ -18,12 +19,9 @@ from tlsproxy.runtime.control import (
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
-    ControlError,
     Drain,
     Drained,
     Failed,
-    FrameDecoder,
     Leaving,
     Message,
     Ready,
@@ -33,9 +31,6 @@ from tlsproxy.runtime.control import (
     Start,
     Stats,
     StatsRequest,
-    control_pair,
-    decode,
-    encode,
 )
 
 MESSAGES: list[Message] = [

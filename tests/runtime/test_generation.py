@@ -15,8 +15,8 @@ from typing import Any, Literal
 import pytest
 
 from tlsproxy.runtime import process
-from tlsproxy.runtime.control import AdminProgress, AdminResult, CertificatesChanged, CertificateWanted, Start
 from tlsproxy.runtime.generation import DrainOutcome, Generation
+from tlsproxy.runtime.messages import AdminProgress, AdminResult, CertificatesChanged, CertificateWanted, Start
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
 
 pytestmark = pytest.mark.system

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlsproxy.runtime.control import AdoptListeners, ReleaseListeners
+from tlsproxy.runtime.messages import AdoptListeners, ReleaseListeners
 from tlsproxy.runtime.slots import orders, plan_listening
 
 ALL = {0: 0, 1: 1, 2: 2}

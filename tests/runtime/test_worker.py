@@ -16,15 +16,14 @@ import pytest
 from tests.fakes.stage import client_context, issued
 from tests.proxy.test_tls import alert, first_flight, read_all
 from tlsproxy.proxy.front import Front
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel, FrameDecoder, control_pair, encode
+from tlsproxy.runtime.messages import (
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
     Drain,
     Drained,
     Failed,
-    FrameDecoder,
     Leaving,
     Message,
     Ready,
@@ -32,8 +31,6 @@ from tlsproxy.runtime.control import (
     Start,
     Stats,
     StatsRequest,
-    control_pair,
-    encode,
 )
 from tlsproxy.runtime.worker import Worker
 from tlsproxy.settings import Settings

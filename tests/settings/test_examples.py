@@ -27,4 +27,4 @@ def test_the_full_example_holds_every_key_with_its_default(tmp_path: Path) -> No
     shown = {path: value for path, value in flatten(loaded.settings) if path[0] != "sites"}
     assert shown == {path: value for path, value in defaults.items() if path != ("sites",)}
     left_out = {key for key, origin in loaded.origins.items() if origin == "default"}
-    assert left_out == {"sites.0.client_ca"}  # without a file it can't be shown
+    assert left_out == {"sites.0.client_ca", "sites.0.routes.0.health"}  # without a file, or off

@@ -19,7 +19,7 @@ from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, Response
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import AnswerTaker, TunnelEnd
-    from tlsproxy.proxy.upstream import Backend
+    from tlsproxy.proxy.pool import Backend
     from tlsproxy.wire.fields import Fields
     from tlsproxy.wire.forwarding import Outbound
 

@@ -28,9 +28,9 @@ from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, Response
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.clientside import ClientSide
+    from tlsproxy.proxy.pool import Backend
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ConnectionInfo
-    from tlsproxy.proxy.upstream import Backend
     from tlsproxy.wire.forwarding import Outbound
 
 _NO_BODY: Final = Framing.NONE

@@ -21,10 +21,11 @@ from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 from tlsproxy.proxy.plain import PlainConnection
+from tlsproxy.proxy.pool import Backend
 from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.tls import TlsConnection
-from tlsproxy.proxy.upstream import Backend, Upstream
+from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from tlsproxy.proxy.failures import ConnectFailed, ConnectTimedOut, TooBusy
 from tlsproxy.proxy.multiplexed import MultiplexedConnection
 from tlsproxy.proxy.multiplexed_stream import MultiplexedStream
+from tlsproxy.proxy.pool import Backend
 from tlsproxy.proxy.rate import Quiet
-from tlsproxy.proxy.upstream import Backend
 from tlsproxy.wire.http2_client import MOST_STREAMS
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.pool import Backend
     from tlsproxy.proxy.router import Forward, Site
     from tlsproxy.proxy.stream import ConnectionInfo
-    from tlsproxy.proxy.upstream import Backend
     from tlsproxy.wire.messages import RequestHead
 
 

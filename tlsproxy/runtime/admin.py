@@ -22,8 +22,8 @@ from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
 from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket
 from tlsproxy.runtime.calls import Call
-from tlsproxy.runtime.control import AdminProgress, AdminResult
 from tlsproxy.runtime.generation import Generation
+from tlsproxy.runtime.messages import AdminProgress, AdminResult
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Mapping
 
-from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult
 
 LONGEST_HISTORY = 1000
 """Steps that are kept for those who come late; an order takes about twenty, the rest is "still waiting"."""

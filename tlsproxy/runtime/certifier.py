@@ -25,13 +25,12 @@ from tlsproxy.certs.manager import CertificateManager
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.certifier_calls import CertifierCalls
 from tlsproxy.runtime.child import open_control_socket, release_signals
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel, ControlError
+from tlsproxy.runtime.messages import (
     AdminCall,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
-    ControlError,
     Drain,
     Drained,
     Failed,

@@ -21,7 +21,8 @@ from tlsproxy.certs.progress import Progress, Step
 from tlsproxy.certs.wanted import Held, Wait
 from tlsproxy.certs.words import moment
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
-from tlsproxy.runtime.control import AdminCall, AdminProgress, AdminResult, ControlError
+from tlsproxy.runtime.control import ControlError
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult
 from tlsproxy.runtime.naming import Names
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import CertificateStore

@@ -13,196 +13,21 @@ import dataclasses
 import json
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.runtime.messages import Message
 
 MAX_FRAME = 32 * 1024 * 1024
 """Longest line in bytes. Start carries the whole configuration, AdminResult a row for each certificate: with 10 000
 sites about 3 and 8 MiB."""
 
-ListenerKind: TypeAlias = Literal["https", "http"]
-
 
 class ControlError(TlsproxyError):
     """The other end of a control socket said something that this version does not understand."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Supervisor → child, once and first: everything a child needs to know.
-
-    `settings` is `Settings.for_child()`; `listeners` are (kind, inherited file descriptor, slot) of all slots,
-    none for the certifier; `ticket_secret` is hex and common to all workers: TLS sessions resume in any of them.
-    `addresses` are the https addresses that are really bound, as getsockname tells them ("127.0.0.1:8443", "[::]:443"):
-    for the certifier, which looks whether what it obtained is served.
-    """
-
-    settings: str = dataclasses.field(repr=False)
-    listeners: tuple[tuple[ListenerKind, int, int], ...] = ()
-    ticket_secret: str = dataclasses.field(default="", repr=False)
-    slot: int = 0
-    generation: int = 1
-    addresses: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Ready:
-    """Child → supervisor, the answer to Start: it serves."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    """Child → supervisor, the other answer to Start: what, why, what to do. The child then exits with 1."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Serve:
-    """Supervisor → certifier: all of the generation are ready. Work for CAs, which takes CPU from them, may begin."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CertificatesChanged:
-    """Certifier → supervisor → workers: names whose bundle in the store is new. Never keys; empty means all."""
-
-    names: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class CertificateWanted:
-    """Worker → supervisor → certifier: `client` (an address) asks for `host`, and the store has nothing for it.
-
-    Answered by CertificatesChanged or CertificateRefused; by nothing if the certifier dies, so the wait needs a limit.
-    """
-
-    host: str
-    client: str
-
-
-@dataclasses.dataclass(frozen=True)
-class CertificateRefused:
-    """Certifier → supervisor → workers: there will be no certificate for `host`, nobody need wait for it.
-
-    `until` is how many seconds from now nobody need ask again either.
-    """
-
-    host: str
-    reason: str
-    until: float
-
-
-@dataclasses.dataclass(frozen=True)
-class AdminCall:
-    """Supervisor → certifier: what somebody wants to know or to have done. Any number may be open at once.
-
-    `verb` is list, show, why, obtain, renew, revoke, remove, announce, quota, rollover or status; `name` is what the
-    user called the certificate. Answered by one AdminResult of the same `id`, with AdminProgress before it.
-    """
-
-    id: int
-    verb: str
-    name: str = ""
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class AdminProgress:
-    """Certifier → supervisor: a step of an open AdminCall. The words are for a person."""
-
-    id: int
-    step: str
-    host: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class AdminResult:
-    """Certifier → supervisor: the end of an AdminCall. `status` is HTTP's; `body` JSON, {"error": …} if it failed."""
-
-    id: int
-    status: int
-    body: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Drain:
-    """Supervisor → child: take nothing new, finish what is in flight, be gone within `timeout` seconds.
-
-    Without a `timeout` the child takes the time of its settings. `last`: nobody listens after this child, so what is
-    queued for it is to be served too.
-    """
-
-    timeout: float | None = None
-    last: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class AdoptListeners:
-    """Supervisor → worker: listen on the sockets of these slots too, theirs is gone."""
-
-    slots: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ReleaseListeners:
-    """Supervisor → worker: no longer listen on these adopted slots, they have a worker again."""
-
-    slots: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaving:
-    """Worker → supervisor: it accepts no more connections from now on, whoever asked it to."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Drained:
-    """Child → supervisor, its last word: how many connections had to be cut when the time was up."""
-
-    cut: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ReopenLogs:
-    """Supervisor → child: log files were rotated away, open them again."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StatsRequest:
-    """Supervisor → child: answer with Stats."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stats:
-    """Child → supervisor: counters since the child's start, by name."""
-
-    values: dict[str, int]
-
-
-Message: TypeAlias = (
-    Start
-    | Ready
-    | Failed
-    | Serve
-    | CertificatesChanged
-    | CertificateWanted
-    | CertificateRefused
-    | AdminCall
-    | AdminProgress
-    | AdminResult
-    | AdoptListeners
-    | ReleaseListeners
-    | Drain
-    | Leaving
-    | Drained
-    | ReopenLogs
-    | StatsRequest
-    | Stats
-)
 
 _ADAPTERS: dict[str, TypeAdapter[Message]] = {
     kind.__name__: cast("TypeAdapter[Message]", TypeAdapter(kind)) for kind in get_args(Message)

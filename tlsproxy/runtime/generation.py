@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from tlsproxy.runtime.calls import Call, OpenCalls
 from tlsproxy.runtime.children import describe_exit, plan_replacement
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlError
+from tlsproxy.runtime.messages import (
     AdminProgress,
     AdminResult,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlError,
     Drain,
     Drained,
     Leaving,

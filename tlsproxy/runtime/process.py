@@ -21,17 +21,8 @@ from typing import Any, Literal
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.child import HELD_SIGNALS
 from tlsproxy.runtime.children import describe_exit
-from tlsproxy.runtime.control import (
-    ControlChannel,
-    ControlError,
-    Failed,
-    Message,
-    Ready,
-    Start,
-    Stats,
-    StatsRequest,
-    control_pair,
-)
+from tlsproxy.runtime.control import ControlChannel, ControlError, control_pair
+from tlsproxy.runtime.messages import Failed, Message, Ready, Start, Stats, StatsRequest
 
 logger = logging.getLogger(__name__)
 

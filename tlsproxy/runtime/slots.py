@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
-from tlsproxy.runtime.control import AdoptListeners, ReleaseListeners
+from tlsproxy.runtime.messages import AdoptListeners, ReleaseListeners
 
 Listening: TypeAlias = Mapping[int, int]
 """Slot → the worker that listens on it. A slot that is not in there has nobody, and its queue waits."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.runtime.control import ListenerKind
+from tlsproxy.runtime.messages import ListenerKind
 from tlsproxy.runtime.portholder import find_port_holder
 
 BACKLOG = 4096

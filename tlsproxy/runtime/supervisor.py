@@ -30,8 +30,8 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.openssl import openssl_environment
 from tlsproxy.runtime import privileges
 from tlsproxy.runtime.admin import AdminServer, Identity
-from tlsproxy.runtime.control import ListenerKind, ReopenLogs, Start
 from tlsproxy.runtime.generation import Generation
+from tlsproxy.runtime.messages import ListenerKind, ReopenLogs, Start
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.process import ChildSpec
 from tlsproxy.runtime.rotation import LogMaker

@@ -23,13 +23,12 @@ from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.child import open_control_socket, release_signals
-from tlsproxy.runtime.control import (
+from tlsproxy.runtime.control import ControlChannel, ControlError
+from tlsproxy.runtime.messages import (
     AdoptListeners,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
-    ControlChannel,
-    ControlError,
     Drain,
     Drained,
     Failed,

@@ -11,19 +11,18 @@ from tlsproxy.settings.acme_values import Rate
 from tlsproxy.settings.loader import Loaded, load
 from tlsproxy.settings.models import (
     Admin,
-    CertificateFiles,
     Events,
     Limits,
     Listen,
     Log,
     OnDemand,
-    Route,
     Server,
     Settings,
-    Site,
     Store,
     Tls,
+    Tracing,
 )
+from tlsproxy.settings.sites import CertificateFiles, Health, Route, Site
 
 __all__ = [
     "Acme",
@@ -31,6 +30,7 @@ __all__ = [
     "CertificateFiles",
     "Dns",
     "Events",
+    "Health",
     "Issuer",
     "Limits",
     "Listen",
@@ -44,5 +44,6 @@ __all__ = [
     "Site",
     "Store",
     "Tls",
+    "Tracing",
     "load",
 ]

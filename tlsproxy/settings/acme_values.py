@@ -140,6 +140,14 @@ def parse_option(value: object) -> str:
     return parse_secret(str(value).lower() if isinstance(value, (bool, int, float)) else value)
 
 
+def parse_backend_secret(value: object) -> str:
+    """Return a secret that can stand in a header and cannot be guessed, or an empty text as it is."""
+    text = parse_secret(value)
+    if text and not (16 <= len(text) <= 256 and text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("must be 16 to 256 ASCII characters without spaces, as from `openssl rand -hex 32`")
+    return text
+
+
 def parse_secret_url(value: object) -> str:
     """Return an http(s) URL that may carry a token, or an empty one."""
     text = parse_secret(value)

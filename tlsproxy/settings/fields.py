@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, SecretStr, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
 
 from tlsproxy.settings import acme_values, values
 
@@ -41,6 +41,7 @@ Network = Annotated[str, BeforeValidator(values.parse_network)]
 StoreUrl = Annotated[str, BeforeValidator(values.parse_store_url)]
 Backend = Annotated[str, BeforeValidator(values.parse_backend)]
 RoutePath = Annotated[str, BeforeValidator(values.parse_route_path)]
+CookieName = Annotated[str, BeforeValidator(values.parse_cookie_name)]
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
 
 _commas = BeforeValidator(values.split_list)
@@ -80,6 +81,9 @@ Rate = Annotated[
 _revealed = PlainSerializer(SecretStr.get_secret_value, return_type=str, when_used="json")
 Secret = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret), _revealed]
 EabKey = Annotated[SecretStr, BeforeValidator(acme_values.parse_eab_key), _revealed]
+BackendSecret = Annotated[SecretStr, BeforeValidator(acme_values.parse_backend_secret), _revealed]
+OptionalAddress = Annotated[str, BeforeValidator(values.parse_optional_listen)]
+Part = Annotated[float, Field(ge=0.0, le=1.0)]
 SecretUrl = Annotated[SecretStr, BeforeValidator(acme_values.parse_secret_url), _revealed]
 Option = Annotated[
     SecretStr,

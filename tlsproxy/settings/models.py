@@ -7,16 +7,12 @@ The child takes the rules as kept: at 10 000 sites that, and leaving out default
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
-    ConfigDict,
-    Discriminator,
     Field,
     ModelWrapValidatorHandler,
     SecretStr,
-    Tag,
     ValidationInfo,
     model_validator,
 )
@@ -25,6 +21,7 @@ from tlsproxy.settings import acme_values, fields, rules
 from tlsproxy.settings.acme import Acme
 from tlsproxy.settings.cpus import available_cpus
 from tlsproxy.settings.section import Section
+from tlsproxy.settings.sites import KEPT, Site
 
 
 class Listen(Section):
@@ -41,10 +38,19 @@ class Listen(Section):
 
 
 class Server(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("backend_secret",)
+
     workers: fields.Workers = Field(default="auto", description="Worker processes; auto counts the usable CPUs.")
     user: str = Field(default="", description="User to become after the sockets are bound.")
     trusted_proxies: fields.Networks = Field(default=(), description="Networks whose forwarding headers are believed.")
     drain: fields.Duration = Field(default=9.5, description="How long requests in flight may take after a stop.")
+    drain_streams: fields.Duration = Field(
+        default=600.0, description="How long requests and WebSockets of unchanged sites may go on after a reload."
+    )
+    backend_secret: fields.BackendSecret = Field(
+        default=SecretStr(""),
+        description="Proves to TLSProxyMiddleware in the application who is asking.",
+    )
     forwarded: bool = Field(default=False, description="Also send the Forwarded header of RFC 7239 to backends.")
     via: bool = Field(default=False, description="Send Via to backends.")
 
@@ -151,6 +157,25 @@ class Admin(Section):
     socket: fields.Socket = Field(
         default="/run/tlsproxy/admin.sock", description='Unix socket of the admin API, mode 0600; "off" has none.'
     )
+    metrics: fields.OptionalAddress = Field(
+        default="", description="Address that answers /metrics, /healthz and /readyz over plain HTTP; empty is off."
+    )
+
+
+class Tracing(Section):
+    SECRETS: ClassVar[tuple[str, ...]] = ("headers",)
+
+    traceparent: bool = Field(
+        default=False, description="Send traceparent (W3C Trace Context) to backends: the client's, or a new one."
+    )
+    otlp: fields.OptionalUrl = Field(
+        default="",
+        description="Where spans go (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces; empty is off.",
+    )
+    headers: fields.Secret = Field(
+        default=SecretStr(""), description="Headers for that place, as name=value,name=value."
+    )
+    sample: fields.Part = Field(default=0.01, description="Part of the requests that begin a sampled trace, 0 to 1.")
 
 
 class Log(Section):
@@ -185,94 +210,6 @@ class Log(Section):
     )
 
 
-class CertificateFiles(Section):
-    """A chain and its key, as PEM files; both are absolute once loaded from a file."""
-
-    FILES: ClassVar[tuple[str, ...]] = ("chain", "key")
-
-    chain: Path = Field(description="Certificate with its intermediates, PEM.")
-    key: Path = Field(description="Private key, PEM.")
-
-
-_KEPT = {"rules": "kept"}
-"""The context of a validation that may trust its input: another process has checked it."""
-
-
-def _certificate_form(value: Any) -> str:
-    if isinstance(value, str):
-        return "word"
-    return "files" if isinstance(value, (list, tuple)) else "file"
-
-
-Certificate = Annotated[
-    Annotated[Literal["internal", "acme", "on_demand"], Tag("word")]
-    | Annotated[CertificateFiles, Tag("file")]
-    | Annotated[tuple[CertificateFiles, ...], Field(min_length=1), Tag("files")],
-    Discriminator(_certificate_form),
-]
-
-
-class Route(Section):
-    path: fields.RoutePath = Field(
-        default="/", description="Path prefix, matched on segment borders; the longest wins."
-    )
-    strip_prefix: bool = Field(default=False, description="Forward without the prefix and send X-Forwarded-Prefix.")
-    backends: fields.Backends = Field(
-        min_length=1, description="http://host:port, h2c://host:port (HTTP/2) or unix:/path."
-    )
-    balance: Literal["least_conn", "round_robin", "random", "ip_hash"] = Field(
-        default="least_conn", description="Choice of a backend."
-    )
-    response_timeout: fields.PositiveDuration = Field(
-        default=300.0, description="Time for a backend's answer to begin; then 504."
-    )
-    max_body: fields.SizeOrOff = Field(
-        default=0, description="Largest request body; beyond is 413. 0 or off is no limit."
-    )
-
-
-def _describe_short_form(schema: dict[str, Any]) -> None:
-    """Tell the JSON Schema about `backends` of a site, which is no field, and that a default depends on the hosts."""
-    about = 'Short form of one route with path "/".'
-    backends = {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": about}
-    schema["properties"]["backends"] = backends
-    schema["required"].remove("routes")
-    del schema["properties"]["certificate"]["default"]
-    schema["anyOf"] = [{"required": ["routes"]}, {"required": ["backends"]}]
-
-
-class Site(Section):
-    model_config = ConfigDict(json_schema_extra=_describe_short_form)
-    FILES: ClassVar[tuple[str, ...]] = ("client_ca",)
-
-    hosts: fields.Hosts = Field(
-        min_length=1, description="Names served: exact, *.example.com, or * with certificates on demand."
-    )
-    certificate: Certificate = Field(
-        default="internal",
-        description="acme, internal, on_demand, or files: { chain, key }, or a list of them; "
-        "without it internal for local names, else acme.",
-    )
-    client_ca: fields.OptionalPath = Field(
-        default=None, description="CA certificates (PEM) that client certificates must come from."
-    )
-    client_auth: Literal["off", "request", "require"] = Field(
-        default="off", description="Whether clients are asked for a certificate."
-    )
-    minimum_version: Literal["", "1.2", "1.3"] = Field(
-        default="", description="Oldest TLS version here; empty follows [tls]."
-    )
-    hsts: fields.DurationOrOff = Field(default=0.0, description="max-age of Strict-Transport-Security; off sends none.")
-    routes: Annotated[tuple[Route, ...], Field(min_length=1)] = Field(description="Where requests go, by path prefix.")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        if info.context is _KEPT or not isinstance(data, dict):
-            return handler(data)
-        return rules.validate(rules.expand_site(data), handler, rules.find_site_faults(data))
-
-
 class Settings(Section):
     """All of it. `for_child` and `from_parent` carry it to a child process unchanged, `for_worker` without secrets."""
 
@@ -285,13 +222,14 @@ class Settings(Section):
     events: Events = Events()
     store: Store = Store()
     admin: Admin = Admin()
+    tracing: Tracing = Tracing()
     log: Log = Log()
     sites: tuple[Site, ...] = ()
 
     @model_validator(mode="wrap")
     @classmethod
     def _keep_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        if info.context is _KEPT or not isinstance(data, dict):
+        if info.context is KEPT or not isinstance(data, dict):
             return handler(data)
         return rules.validate(data, handler, rules.find_settings_faults(data))
 
@@ -306,7 +244,7 @@ class Settings(Section):
     @classmethod
     def from_parent(cls, text: str) -> Self:
         """Return what `for_child` or `for_worker` gave another process of this version."""
-        return cls.model_validate_json(text, context=_KEPT)
+        return cls.model_validate_json(text, context=KEPT)
 
     def resolve_workers(self) -> int:
         """Return the number of workers to start; "auto" is counted here, when it is needed."""

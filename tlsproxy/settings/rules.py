@@ -18,6 +18,12 @@ from tlsproxy.settings.raw import DEFAULT_LISTEN, Fault, Path
 
 T = TypeVar("T")
 
+SHORT_FORM = (
+    "backends", "balance", "response_timeout", "max_body", "health", "max_requests", "queue", "queue_timeout", "hold",
+    "sticky", "repair_redirects", "templates",
+)  # fmt: skip
+"""Keys of a route that may stand in `[[sites]]` beside `backends`: they are those of its route "/"."""
+
 
 def validate(data: Any, handler: Callable[[Any], T], faults: Sequence[Fault]) -> T:
     """Validate `data` and raise one error that holds the broken values and the broken rules."""
@@ -39,13 +45,13 @@ def expand_site(site: dict[str, Any]) -> dict[str, Any]:
 
 
 def expand_short_form(site: dict[str, Any]) -> dict[str, Any]:
-    """Turn `backends = […]` of a site into a first route with path "/"."""
+    """Turn `backends = […]` of a site, and what goes with it, into a first route with path "/"."""
     if "backends" not in site:
         return site
-    expanded = {key: value for key, value in site.items() if key != "backends"}
+    expanded = {key: value for key, value in site.items() if key not in SHORT_FORM}
     routes = site.get("routes", [])
     if isinstance(routes, (list, tuple)):
-        expanded["routes"] = [{"backends": site["backends"]}, *routes]
+        expanded["routes"] = [{key: site[key] for key in SHORT_FORM if key in site}, *routes]
     return expanded
 
 

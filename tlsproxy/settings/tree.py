@@ -9,9 +9,10 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
-from tlsproxy.settings.models import Settings, Site
+from tlsproxy.settings.models import Settings
 from tlsproxy.settings.raw import Path
 from tlsproxy.settings.section import Section
+from tlsproxy.settings.sites import Site
 
 Table = tuple[Path, dict[str, Any], type[Section]]
 

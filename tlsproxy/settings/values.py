@@ -39,6 +39,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _ORDINARY_NAME = re.compile(rf"(?:\*\.)?(?:{_LABEL.pattern}\.)*[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 # Names of backends are not only DNS names of the public kind: Docker Compose makes service names with underscores.
 _BACKEND_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SEGMENT = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+")  # RFC 3986 3.3 pchar
 # The four characters that IDNA 2003 (what Python has) and IDNA 2008 (what browsers do) turn into different names.
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
@@ -147,6 +148,18 @@ def parse_site_host(value: object) -> str:
 def parse_optional_host(value: object) -> str:
     """Return a host, or an empty text as it is."""
     return "" if value == "" else parse_host(value)
+
+
+def parse_cookie_name(value: object) -> str:
+    """Return the name of a cookie (RFC 6265 4.1.1), or an empty text as it is."""
+    if not isinstance(value, str) or (value and not _COOKIE_NAME.fullmatch(value)):
+        raise ValueError('must be the name of a cookie, as "tlsproxy_backend"')
+    return value
+
+
+def parse_optional_listen(value: object) -> str:
+    """Return an address to listen on, or an empty text as it is."""
+    return "" if value == "" else parse_listen(value)
 
 
 def is_local_name(host: str) -> bool:

@@ -1,0 +1,207 @@
+"""One server that answers requests: its idle connections, and whether it is to be left alone.
+
+Strategy: `Backend.claim` is a synchronous look-up; only `Backend.connect` waits. Idle connections are a stack (the
+newest is the least likely to be closed already) and are given up before the server would close them: the limit follows
+the server's name and what was observed (measured: gunicorn closes after 2 s, uvicorn and hypercorn after 5 s, granian
+after 30 s).
+
+A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request
+may try it. A route's only backend is always tried: leaving it alone would help nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+
+from tlsproxy.proxy.backend import BackendConnection
+from tlsproxy.proxy.dialing import Place
+
+if TYPE_CHECKING:
+    from tlsproxy.proxy.backendside import BackendStream
+
+logger = logging.getLogger(__name__)
+
+_FAILURES: Final = 3
+_LONGEST_PAUSE: Final = 30.0
+_IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
+_BURST: Final = 4  # times the idle connections that are kept
+_BURST_LASTS: Final = 1.0
+_SHORTEST_IDLE: Final = 0.5
+_LEARNED_FOR: Final = 600.0
+_TRIAL_APART: Final = 1.0
+_LONGEST_CLOSE: Final = 10.0
+
+
+class Abortable(Protocol):
+    """What is being closed in peace, and may have to be ended without."""
+
+    def abort(self) -> None: ...
+
+
+class Backend:
+    """One server that answers requests.
+
+    Mutable state: `idle` and `active`; `_failures`, `_pause`, `_ejected_until` (health); `_idle_limit` (its patience).
+    """
+
+    __slots__ = (
+        "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_on_trial", "_pause", "_place",
+        "_server", "_writing", "active", "closing", "has_siblings", "idle", "most_idle", "quoted", "url",
+    )  # fmt: skip
+
+    idle_default: ClassVar[float] = 4.0  # seconds, of servers that are not known
+
+    def __init__(self, url: str, *, most_idle: int) -> None:
+        self.url = url
+        self.quoted = json.dumps(url)  # for the access log
+        self._place = Place(url)
+        self.most_idle = most_idle
+        self.idle: list[BackendConnection] = []
+        self.closing: list[tuple[float, Abortable]] = []  # since when they have been closing, oldest first
+        self.active = 0
+        self._writing: list[BackendConnection] = []
+        self._failures = 0
+        self._pause = 0.0
+        self._ejected_until = 0.0
+        self._server = b""
+        self._idle_limit = self.idle_default
+        self._learned_at = 0.0  # 0: the limit is not learned
+        self._last_trial = 0.0
+        self._on_trial = False
+        self.has_siblings = False  # somebody else can be asked
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
+
+    def claim(self) -> BackendStream | None:
+        """The newest idle connection, or None: then `connect`."""
+        idle = self.idle
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                connection.reused = True
+                return connection
+        return None
+
+    async def connect(self, timeout: float) -> BackendStream:
+        """A new connection. Raises ConnectFailed."""
+        return await self._place.connect(lambda: BackendConnection(self), timeout)
+
+    def put_back(self, connection: BackendConnection) -> None:
+        """Take a connection whose answer is complete into the stack.
+
+        A burst, as of a page's hundred streams over HTTP/2, may be followed by another: what is beyond the limit is
+        closed by `close_idle` when it was not wanted for a second.
+        """
+        if len(self.idle) >= self.most_idle * _BURST:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        self.idle.append(connection)
+
+    def forget(self, connection: BackendConnection) -> None:
+        """An idle connection is gone: closed by the server."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+            self.learn_patience(connection.idle_since)
+
+    def learn_patience(self, idle_since: float) -> None:
+        """The server has just closed a connection that was idle since then: others are given up earlier."""
+        now = time.monotonic()
+        lasted = now - idle_since
+        if _SHORTEST_IDLE <= lasted < self._idle_limit:
+            self._idle_limit = max(_SHORTEST_IDLE, lasted * 0.8)
+            self._learned_at = now
+            logger.info("backend.idle_limit", extra={"backend": self.url, "seconds": round(self._idle_limit, 2)})
+
+    def learn_server(self, name: bytes) -> None:
+        """Set the idle limit by what the server calls itself, unless something shorter was observed."""
+        if name == self._server:
+            return
+        self._server = name
+        if not self._learned_at:
+            self._idle_limit = _idle_limit_of(name, self.idle_default)
+
+    def turn_ends_for(self, connection: BackendConnection) -> None:
+        """`connection` has something to write: have it do so at the end of this turn of the loop."""
+        if not self._writing:
+            asyncio.get_running_loop().call_soon(self._write_out)
+        self._writing.append(connection)
+
+    def _write_out(self) -> None:
+        writing, self._writing = self._writing, []
+        for connection in writing:
+            connection.write_out()
+
+    def close_idle(self, now: float) -> None:
+        """Close what has been idle too long. The stack is oldest first. What was learned is forgotten after a while:
+        a server that was only restarted looked impatient too.
+        """
+        if self._learned_at and now - self._learned_at > _LEARNED_FOR:
+            self._learned_at = 0.0
+            self._idle_limit = _idle_limit_of(self._server, self.idle_default)
+        while self.closing and self.closing[0][0] <= now - _LONGEST_CLOSE:
+            self.closing.pop(0)[1].abort()
+        limit = now - self._idle_limit
+        idle = self.idle
+        while idle and idle[0].idle_since <= limit:
+            idle.pop(0).abort()
+        while len(idle) > self.most_idle and idle[0].idle_since <= now - _BURST_LASTS:
+            idle.pop(0).abort()
+
+    def close_all_idle(self) -> None:
+        while self.idle:
+            self.idle.pop().abort()
+
+    def close(self) -> None:
+        """The worker leaves: let go of every connection that nobody holds."""
+        self.close_all_idle()
+
+    def succeeded(self) -> None:
+        if self._failures:
+            logger.info("backend.recovered", extra={"backend": self.url, "failures": self._failures})
+            self._on_trial = False
+            self._failures = 0
+            self._pause = 0.0
+            self._ejected_until = 0.0
+
+    def failed(self, why: str) -> None:
+        """Count a failure. The first is said; the third in a row starts a pause, and each failed trial a longer one.
+
+        The only backend of a route is never left alone.
+        """
+        self._failures += 1
+        if self._failures == 1:
+            level = logging.WARNING if self.has_siblings else logging.ERROR
+            logger.log(level, "backend.failing", extra={"backend": self.url, "why": why})
+        on_trial, self._on_trial = self._on_trial, False
+        if self.has_siblings and self._failures >= _FAILURES and (on_trial or not self.is_left_alone):
+            self._pause = min(self._pause * 2 or 1.0, _LONGEST_PAUSE)
+            self._last_trial = time.monotonic()
+            self._ejected_until = self._last_trial + self._pause
+            logger.warning("backend.left_alone", extra={"backend": self.url, "seconds": self._pause, "why": why})
+            self.close_all_idle()
+
+    @property
+    def is_left_alone(self) -> bool:
+        return self._ejected_until > 0.0
+
+    def take_trial(self, now: float, *, early: bool = False) -> bool:
+        """True for one caller after a pause; the next one has to wait a second for the outcome.
+
+        `early` does not wait for the pause to end: there is nobody else to ask.
+        """
+        if not self.is_left_alone or now - self._last_trial < _TRIAL_APART or (now < self._ejected_until and not early):
+            return False
+        self._last_trial = now
+        self._on_trial = True
+        return True
+
+
+def _idle_limit_of(server: bytes, default: float) -> float:
+    product = server.partition(b"/")[0].lower()
+    return next((limit for name, limit in _IDLE_BY_SERVER.items() if product.startswith(name)), default)
