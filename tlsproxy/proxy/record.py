@@ -19,12 +19,12 @@ class Record:
     """`started` and `ended` are monotonic, `started_at` is wall-clock, in seconds.
 
     `backend_ms` (-1 without an answer) is the time from sending the request to the head of the answer. `bytes_in` and
-    `bytes_out` count bodies.
+    `bytes_out` count bodies. `template` is the application's own name for the path, as "/items/{item_id}"; "" unknown.
     """
 
     __slots__ = (
         "backend", "backend_ms", "bytes_in", "bytes_out", "client", "ended", "error", "forward", "head", "info",
-        "request_id", "retries", "reused", "site", "started", "started_at", "status",
+        "request_id", "retries", "reused", "site", "started", "started_at", "status", "template",
     )  # fmt: skip
 
     def __init__(self, head: RequestHead, info: ConnectionInfo) -> None:
@@ -45,3 +45,4 @@ class Record:
         self.reused = False
         self.retries = 0
         self.error = ""
+        self.template = ""
