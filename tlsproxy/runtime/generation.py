@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tlsproxy.runtime.calls import Call, OpenCalls
 from tlsproxy.runtime.children import describe_exit, plan_replacement
@@ -17,6 +17,7 @@ from tlsproxy.runtime.control import ControlError
 from tlsproxy.runtime.messages import (
     AdminProgress,
     AdminResult,
+    BackendPlan,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
@@ -24,8 +25,13 @@ from tlsproxy.runtime.messages import (
     Drained,
     Leaving,
     Message,
+    PlanChanged,
+    Probed,
     Serve,
+    Stats,
+    Stats,
 )
+from tlsproxy.runtime.metrics import Collector
 from tlsproxy.runtime.process import ChildFailed, ChildProcess, ChildSpec
 from tlsproxy.runtime.slots import orders, plan_listening
 
@@ -49,14 +55,25 @@ class DrainOutcome:
     killed: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Ears:
+    """Who hears what workers have to tell: called from the event loop, must not raise. Nobody, if not said."""
+
+    stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None
+    probed: Callable[[Probed], None] = lambda probed: None
+
+
 class Generation:
     """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
 
     # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot),
-    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls.
+    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls, _plan.
 
-    def __init__(self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec]) -> None:
+    def __init__(
+        self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec], collector: Collector | None = None
+    ) -> None:
         self.number = number
+        self._collector = collector or Collector()
         self._certifier = certifier
         self._workers = tuple(workers)
         self._children: set[ChildProcess] = set()
@@ -103,6 +120,11 @@ class Generation:
         for child in self._children:
             if child.spec.is_worker and child.is_started:
                 child.channel.send(message)
+
+    def change_plan(self, plan: BackendPlan) -> None:
+        """Have all workers go by this plan, those too that are yet to be started."""
+        self._plan = plan
+        self.send_to_workers(PlanChanged(plan))
 
     def count_ready_workers(self) -> int:
         return sum(child.spec.is_worker and child.is_ready for child in self._children)
@@ -163,7 +185,8 @@ class Generation:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _spawn(self, spec: ChildSpec) -> ChildProcess:
-        child = await ChildProcess.spawn(spec)
+        spec = replace(spec, start=replace(spec.start, plan=self._plan)) if spec.is_worker else spec
+        child = await ChildProcess.spawn(spec, self._ears.stats)
         self._children.add(child)
         child.exited.add_done_callback(lambda _: self._forget(child))
         life = asyncio.create_task(child.live(self._handle))
@@ -183,6 +206,8 @@ class Generation:
         match message:
             case Drained(cut=cut):
                 child.cut = cut
+            case Stats():
+                self._collector.take(child.pid, message)
             case Leaving() if child.spec.is_worker:
                 child.leaving = True
                 self._spread()
@@ -191,6 +216,8 @@ class Generation:
             # A worker, which strangers talk to, is not believed when it speaks as the certifier.
             case CertificatesChanged() | CertificateRefused() if not child.spec.is_worker:
                 self.send_to_workers(message)
+            case Probed() if child.spec.is_worker:
+                self._ears.probed(message)
             case AdminProgress() | AdminResult() if not child.spec.is_worker:
                 self._calls.take(message)
             case _:
@@ -214,6 +241,7 @@ class Generation:
             returncode = await asyncio.shield(child.exited)
             delay, failures = plan_replacement(failures, child.healthy_for())
             _log_death(child, returncode, delay)
+            self._collector.count("tlsproxy_process_deaths_total", role=child.spec.role)
             child, failures = await self._replace(child.spec, delay, failures)
 
     async def _replace(self, spec: ChildSpec, delay: float, failures: int) -> tuple[ChildProcess, int]:
@@ -235,6 +263,7 @@ class Generation:
 
     def _forget(self, child: ChildProcess) -> None:
         self._children.discard(child)
+        self._collector.forget(child.pid)
         if not child.spec.is_worker:
             self._calls.fail(_CERTIFIER_DIED)
         self._spread()
@@ -245,7 +274,7 @@ class Generation:
             return
         workers = {child.spec.start.slot: child for child in self._children if child.spec.is_worker}
         live = {slot for slot, worker in workers.items() if worker.is_listening}
-        before, self._listening = self._listening, plan_listening(len(self._workers), live, self._listening)
+        before, self._listening = self._listening, plan_listening(self._slots, live, self._listening)
         for worker, order in orders(before, self._listening):
             if worker in workers:
                 workers[worker].channel.send(order)

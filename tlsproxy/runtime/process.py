@@ -60,7 +60,14 @@ class ChildProcess:
 
     # Mutable: is_started, _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
 
-    def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
+    def __init__(
+        self,
+        spec: ChildSpec,
+        popen: subprocess.Popen[bytes],
+        channel: ControlChannel,
+        hear_stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None,
+    ) -> None:
+        """`hear_stats` is called with every Stats that comes."""
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.channel = channel
@@ -73,13 +80,16 @@ class ChildProcess:
         self._stats: asyncio.Future[dict[str, int]] | None = None
         self._ready_at: float | None = None
         self._popen = popen
+        self._hear_stats = hear_stats
 
     def __repr__(self) -> str:
         state = describe_exit(self._reaped.result()) if self._reaped.done() else "running"
         return f"<ChildProcess {self.spec.name} pid {self.pid} {state}>"
 
     @classmethod
-    async def spawn(cls, spec: ChildSpec) -> ChildProcess:
+    async def spawn(
+        cls, spec: ChildSpec, hear_stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None
+    ) -> ChildProcess:
         """Start the process; it knows nothing yet. Raises ChildFailed when the system refuses (memory, descriptors)."""
         try:
             ours, theirs = control_pair()
@@ -89,7 +99,7 @@ class ChildProcess:
             channel = await ControlChannel.open(ours)
             # No await from here to the return: a cancelled spawn must not leave a process that nobody knows.
             try:
-                return cls(spec, _popen(spec, theirs), channel)
+                return cls(spec, _popen(spec, theirs), channel, hear_stats)
             except OSError as error:
                 channel.close()
                 raise ChildFailed(f"{spec.name} cannot be started: {error.strerror}") from error
@@ -170,9 +180,9 @@ class ChildProcess:
             async for message in self.channel:
                 if isinstance(message, Ready | Failed):
                     self._take_answer(message)
-                elif isinstance(message, Stats):
-                    self._take_stats(message)
                 else:
+                    if isinstance(message, Stats):
+                        self._take_stats(message)
                     handle(self, message)
         except ControlError as error:
             logger.error("child.unintelligible", extra={"role": self.spec.name, "child": self.pid, "error": str(error)})  # noqa: TRY400 - the trace is the protocol's, not ours
@@ -186,10 +196,10 @@ class ChildProcess:
         self._answer.set_result(answer)
 
     def _take_stats(self, stats: Stats) -> None:
+        """For who asked. A child that leaves says unasked what it has counted since."""
         asked, self._stats = self._stats, None
-        if asked is None:
-            raise ControlError("Stats came without a question")
-        asked.set_result(stats.values)
+        if asked is not None:
+            asked.set_result(stats.values)
 
 
 async def _first_of(*futures: asyncio.Future[Any], timeout: float | None = None) -> None:
