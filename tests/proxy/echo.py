@@ -20,7 +20,7 @@ from tlsproxy.proxy.connection import Connection
 from tlsproxy.proxy.contexts import ContextTable
 from tlsproxy.proxy.plain import PlainConnection
 from tlsproxy.proxy.sitetls import SiteTls
-from tlsproxy.proxy.stream import ClientStream, Driver, Network
+from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver, Network
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.store.bundle import Bundle
 
@@ -181,8 +181,9 @@ class EchoWorker:
         self.drivers.append(driver)
         return driver
 
-    def handshake_failed(self, reason: str, client: str, sni: str) -> None:
-        self.failures.append((reason, client, sni))
+    def handshake_failed(self, reason: str, info: ConnectionInfo, sni: str, *, is_said: bool = False) -> None:
+        if not is_said:
+            self.failures.append((reason, info.client, sni))
 
 
 def client_context(authority: trustme.CA, version: str = "") -> ssl.SSLContext:

@@ -458,6 +458,7 @@ def test_stats_count(stage: Stage) -> None:
     stage.connect()
     assert stage.call(stage.front.stats) == {
         "connections": 2,
+        "connections_idle": 2,
         "requests": 1,
         "log_batches_dropped": 0,
         "contexts": 1,

@@ -205,6 +205,13 @@ class Connection(asyncio.Protocol, ABC):
             return self._deadline - self._owner.handshake_timeout
         return None
 
+    @property
+    def phase(self) -> Literal["handshake", "active", "idle", "closing"]:
+        """What it is at, for the metrics."""
+        if self._state is OPEN:
+            return "active" if self._driver is None or self._driver.idle_since is None else "idle"
+        return "closing" if self._state is CLOSING or self._state is CLOSED else "handshake"
+
     def _has_left(self) -> bool:
         """Whether the client closed or reset while nobody reads: then neither is noticed otherwise."""
         if self._accepted is None:
@@ -302,9 +309,9 @@ class Connection(asyncio.Protocol, ABC):
         self._transport.write_eof()
         self._transport.resume_reading()
 
-    def _handshake_failed(self, reason: str, sni: str = "") -> None:
+    def _handshake_failed(self, reason: str, sni: str = "", *, is_said: bool = False) -> None:
         self._early = b""
-        self._owner.handshake_failed(reason, self.info.client, sni)
+        self._owner.handshake_failed(reason, self.info, sni, is_said=is_said)
 
     def _crash(self) -> None:
         """Called in an except block: an error of ours ends this connection, and no other."""

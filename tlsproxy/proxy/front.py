@@ -19,6 +19,7 @@ from tlsproxy.proxy.certificates import Certificates
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.listener import Connections, Listener
+from tlsproxy.proxy.metrics import Metrics
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 from tlsproxy.proxy.plain import PlainConnection
 from tlsproxy.proxy.pool import Backend
@@ -84,11 +85,13 @@ class Front:
         self._access = AccessLog(
             self._writer, redact_query=settings.log.redact_query, console=_wants_console(settings.log, self._writer)
         )
+        self.metrics = Metrics()
         self._services = self._make_services(settings)
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
         self._failed_handshakes = 0
+        self._dropped = 0  # log batches, as counted
 
     # --- for the worker process ---------------------------------------------------------------------------------------
 
@@ -169,23 +172,34 @@ class Front:
         self._writer.reopen()
 
     def stats(self) -> dict[str, int]:
-        """Connections open, requests answered, log batches dropped, and what `Certificates.stats` counts."""
+        """Connections open and what they are at, requests answered, log batches dropped, and `Certificates.stats`."""
         return {
             "connections": len(self.connections),
+            **self.connections.count_phases(),
             "requests": self._services.requests,
             "log_batches_dropped": self._writer.dropped,
             **self._certificates.stats(),
         }
 
+    def series(self) -> dict[str, float]:
+        """Return what was counted since the last call (proxy.metrics)."""
+        return self.metrics.series()
+
     # --- stream.ConnectionOwner ---------------------------------------------------------------------------------------
 
     def make_driver(self, stream: ClientStream) -> Driver:
+        if stream.info.tls:
+            self.metrics.handshake_done(stream.info)
         return (Http2Driver if stream.info.alpn == "h2" else Http1Driver)(stream, self._services)
 
-    def handshake_failed(self, reason: str, client: str, sni: str) -> None:
+    def handshake_failed(self, reason: str, info: ConnectionInfo, sni: str, *, is_said: bool = False) -> None:
+        if info.scheme == "https":
+            self.metrics.handshake_failed(reason)
+        if is_said:
+            return
         self._failed_handshakes += 1
         if self._failed_handshakes <= _HANDSHAKE_LINES:
-            logger.info("tls.handshake_failed", extra={"reason": reason, "client": client, "sni": sni})
+            logger.info("tls.handshake_failed", extra={"reason": reason, "client": info.client, "sni": sni})
 
     def _listen(self, kind: Kind, sock: socket.socket) -> Listener:
         return Listener(sock, self._make_tls if kind == "https" else self._make_plain, self.connections, self.loop)
@@ -267,7 +281,7 @@ class Front:
         self._certificates.tick()
         self.connections.look_again()
         self._access.flush()
-        self.connections.report()
+        self._count_losses(self.connections.report())
         self._report_handshakes()
 
     def _check_deadline(self, connection: Connection, now: float) -> None:
@@ -277,6 +291,14 @@ class Front:
         except Exception:
             logger.exception("connection.crashed", extra={"client": connection.info.client})
             connection.abort()
+
+    def _count_losses(self, turned_away: int) -> None:
+        if turned_away:
+            self.metrics.count("tlsproxy_connections_turned_away_total", turned_away)
+        lost = self._writer.dropped - self._dropped
+        if lost:
+            self._dropped += lost
+            self.metrics.count("tlsproxy_log_batches_dropped_total", lost)
 
     def _report_handshakes(self) -> None:
         unsaid = self._failed_handshakes - _HANDSHAKE_LINES

@@ -113,20 +113,21 @@ class Connections:
         if self._counts_at_once(client):
             self._count_out(client)
 
-    def report(self) -> None:
-        """Say how many clients were turned away since the last report; called by the tick."""
-        if self._turned_away:
+    def report(self) -> int:
+        """Say, and return, how many clients were turned away since the last report; called by the tick."""
+        turned_away, self._turned_away = self._turned_away, 0
+        if turned_away:
             logger.warning(
                 "connections.turned_away",
                 extra={
-                    "count": self._turned_away,
+                    "count": turned_away,
                     "last_client": self._last_turned_away,
                     "open": len(self._open),
                     "limits.connections": self.total,
                     "limits.connections_per_client": self.per_client,
                 },
             )
-            self._turned_away = 0
+        return turned_away
 
     def _counts_at_once(self, peer: str) -> bool:
         return self.per_client > 0 and peer not in self._senders and peer not in self._shared
@@ -149,6 +150,11 @@ class Connections:
             connection.close()
         self._all_busy = not idle
         return bool(idle)
+
+    def count_phases(self) -> dict[str, int]:
+        """How many connections are at what, as "connections_idle"."""
+        phases = Counter(connection.phase for connection in self._open)
+        return {f"connections_{phase}": count for phase, count in phases.items()}
 
     def look_again(self) -> None:
         """Called by the tick: somebody may have become idle. In between, a full worker does not search for it."""

@@ -169,6 +169,6 @@ class ConnectionOwner(Protocol):
 
     def make_driver(self, stream: ClientStream) -> Driver: ...
 
-    def handshake_failed(self, reason: str, client: str, sni: str) -> None:
-        """Count and log it; `sni` is "" when the ClientHello was not understood."""
+    def handshake_failed(self, reason: str, info: ConnectionInfo, sni: str, *, is_said: bool = False) -> None:
+        """Count it, and log it unless it `is_said`; `sni` is "" when the ClientHello was not understood."""
         ...

@@ -294,10 +294,7 @@ class TlsConnection(Connection):
 
     def _refuse(self, alert: int, reason: str, name: str = "", *, is_said: bool = False) -> None:
         self._send(bytes((21, 3, 3, 0, 2, 2, alert)))  # RFC 8446 6: level fatal
-        if is_said:
-            self._early = b""
-        else:
-            self._handshake_failed(reason, name)
+        self._handshake_failed(reason, name, is_said=is_said)
         self._linger()
 
     # -- the handshake

@@ -170,7 +170,7 @@ class Worker:
             case ReopenLogs():
                 self._front.reopen_logs()
             case StatsRequest():
-                self._channel.send(Stats(self._front.stats()))
+                self._channel.send(self._stats())
             case _:
                 logger.error("worker.unexpected_message", extra={"message_type": type(message).__name__})
 
@@ -190,7 +190,11 @@ class Worker:
         except TimeoutError:
             logger.error("worker.drain_overrun", extra={"timeout": timeout})  # noqa: TRY400 - says it all
             cut = self._front.stats()["connections"]
+        self._channel.send(self._stats())
         self._channel.send(Drained(cut))
+
+    def _stats(self) -> Stats:
+        return Stats(self._front.stats(), self._front.series())
 
 
 def _install_signals(channel: ControlChannel) -> None:
