@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tlsproxy.proxy import pool, upstream
+from tlsproxy.proxy import condition, pool, upstream
 from tlsproxy.proxy.backend import BackendConnection
 from tlsproxy.proxy.pool import Backend
 from tlsproxy.proxy.upstream import Upstream
@@ -23,11 +23,14 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (pool, upstream):
+    for module in (condition, pool, upstream):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -130,6 +133,8 @@ class TestEjection:
         clock.now += 1.1
         assert bad in [upstream.choose("c") for _ in range(2)]
         bad.succeeded()
+        clock.now += 10.1  # its share has risen to its own
+        assert [upstream.choose("c") for _ in range(4)].count(bad) >= 1
         assert [upstream.choose("c") for _ in range(4)].count(bad) == 2
         fail(bad, 2)
         assert {upstream.choose("c") for _ in range(2)} == {bad, good}

@@ -82,6 +82,10 @@ class MultiplexedBackend(Backend):
             if connection.is_idle:
                 connection.shut_down()
 
+    @property
+    def idle_connections(self) -> int:
+        return sum(connection.is_idle for connection in self._connections)
+
     def close(self) -> None:
         if self._dialing is not None:
             self._dialing.cancel()

@@ -1,12 +1,9 @@
-"""One server that answers requests: its idle connections, and whether it is to be left alone.
+"""One server that answers requests: its idle connections. Whether it may be asked is its `Condition`.
 
 Strategy: `Backend.claim` is a synchronous look-up; only `Backend.connect` waits. Idle connections are a stack (the
 newest is the least likely to be closed already) and are given up before the server would close them: the limit follows
 the server's name and what was observed (measured: gunicorn closes after 2 s, uvicorn and hypercorn after 5 s, granian
 after 30 s).
-
-A backend that fails `_FAILURES` times in a row is left alone for 1 s, then 2, 4 … 30 s; after each pause ONE request
-may try it. A route's only backend is always tried: leaving it alone would help nobody.
 """
 
 from __future__ import annotations
@@ -15,9 +12,10 @@ import asyncio
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from tlsproxy.proxy.backend import BackendConnection
+from tlsproxy.proxy.condition import Condition
 from tlsproxy.proxy.dialing import Place
 
 if TYPE_CHECKING:
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FAILURES: Final = 3
-_LONGEST_PAUSE: Final = 30.0
 _IDLE_BY_SERVER: Final = {b"gunicorn": 1.5, b"uvicorn": 4.0, b"hypercorn": 4.0, b"granian": 25.0}
 _BURST: Final = 4  # times the idle connections that are kept
 _BURST_LASTS: Final = 1.0
 _SHORTEST_IDLE: Final = 0.5
 _LEARNED_FOR: Final = 600.0
-_TRIAL_APART: Final = 1.0
 _LONGEST_CLOSE: Final = 10.0
 
 
@@ -42,37 +37,32 @@ class Abortable(Protocol):
     def abort(self) -> None: ...
 
 
-class Backend:
+class Backend(Condition):
     """One server that answers requests.
 
-    Mutable state: `idle` and `active`; `_failures`, `_pause`, `_ejected_until` (health); `_idle_limit` (its patience).
+    Mutable state: `idle`, `active` and `requests`; `_idle_limit` (its patience); and what every `Condition` has.
     """
 
     __slots__ = (
-        "_ejected_until", "_failures", "_idle_limit", "_last_trial", "_learned_at", "_on_trial", "_pause", "_place",
-        "_server", "_writing", "active", "closing", "has_siblings", "idle", "most_idle", "quoted", "url",
+        "_idle_limit", "_learned_at", "_place", "_server", "_writing", "active", "closing", "idle", "most_idle",
+        "quoted", "requests",
     )  # fmt: skip
 
     idle_default: ClassVar[float] = 4.0  # seconds, of servers that are not known
 
     def __init__(self, url: str, *, most_idle: int) -> None:
-        self.url = url
+        super().__init__(url)
         self.quoted = json.dumps(url)  # for the access log
         self._place = Place(url)
         self.most_idle = most_idle
         self.idle: list[BackendConnection] = []
         self.closing: list[tuple[float, Abortable]] = []  # since when they have been closing, oldest first
         self.active = 0
+        self.requests = 0  # begun since the start, each trial of one that moved on counts
         self._writing: list[BackendConnection] = []
-        self._failures = 0
-        self._pause = 0.0
-        self._ejected_until = 0.0
         self._server = b""
         self._idle_limit = self.idle_default
         self._learned_at = 0.0  # 0: the limit is not learned
-        self._last_trial = 0.0
-        self._on_trial = False
-        self.has_siblings = False  # somebody else can be asked
 
     def __repr__(self) -> str:
         return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
@@ -161,45 +151,26 @@ class Backend:
         """The worker leaves: let go of every connection that nobody holds."""
         self.close_all_idle()
 
-    def succeeded(self) -> None:
-        if self._failures:
-            logger.info("backend.recovered", extra={"backend": self.url, "failures": self._failures})
-            self._on_trial = False
-            self._failures = 0
-            self._pause = 0.0
-            self._ejected_until = 0.0
-
-    def failed(self, why: str) -> None:
-        """Count a failure. The first is said; the third in a row starts a pause, and each failed trial a longer one.
-
-        The only backend of a route is never left alone.
-        """
-        self._failures += 1
-        if self._failures == 1:
-            level = logging.WARNING if self.has_siblings else logging.ERROR
-            logger.log(level, "backend.failing", extra={"backend": self.url, "why": why})
-        on_trial, self._on_trial = self._on_trial, False
-        if self.has_siblings and self._failures >= _FAILURES and (on_trial or not self.is_left_alone):
-            self._pause = min(self._pause * 2 or 1.0, _LONGEST_PAUSE)
-            self._last_trial = time.monotonic()
-            self._ejected_until = self._last_trial + self._pause
-            logger.warning("backend.left_alone", extra={"backend": self.url, "seconds": self._pause, "why": why})
-            self.close_all_idle()
+    def let_go(self) -> None:
+        self.close_all_idle()
 
     @property
-    def is_left_alone(self) -> bool:
-        return self._ejected_until > 0.0
+    def idle_connections(self) -> int:
+        return len(self.idle)
 
-    def take_trial(self, now: float, *, early: bool = False) -> bool:
-        """True for one caller after a pause; the next one has to wait a second for the outcome.
-
-        `early` does not wait for the pause to end: there is nobody else to ask.
-        """
-        if not self.is_left_alone or now - self._last_trial < _TRIAL_APART or (now < self._ejected_until and not early):
-            return False
-        self._last_trial = now
-        self._on_trial = True
-        return True
+    def report(self) -> dict[str, Any]:
+        """How it is, for operators; the times are time.time()."""
+        state, why, since = self.state()
+        return {
+            "url": self.url,
+            "state": state,
+            "why": why,
+            "active": self.active,
+            "idle": self.idle_connections,
+            "requests": self.requests,
+            "failures": self._failures,
+            "since": since,
+        }
 
 
 def _idle_limit_of(server: bytes, default: float) -> float:

@@ -42,9 +42,10 @@ class Upstream:
 
     def choose(self, client: str, tried: Sequence[Backend] = ()) -> Backend | None:
         """A backend for the next request of `client` that is not in `tried`; None if there is none to be tried now."""
-        if self._only is not None:
-            return None if self._only in tried else self._only
-        untried = [backend for backend in self.backends if backend not in tried]
+        only = self._only
+        if only is not None:
+            return only if only.may_be_asked and only not in tried else None
+        untried = [backend for backend in self.backends if backend.may_be_asked and backend not in tried]
         candidates = [backend for backend in untried if not backend.is_left_alone]
         if len(candidates) < len(untried):
             now = time.monotonic()
@@ -52,7 +53,7 @@ class Upstream:
             on_trial = next((backend for backend in untried if backend.take_trial(now, early=early)), None)
             if on_trial is not None:
                 return on_trial
-        return self._choose(candidates, client) if candidates else None
+        return self._choose(_spare(candidates), client) if candidates else None
 
     async def connect(
         self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None], reuse: bool
@@ -96,3 +97,12 @@ class Upstream:
         # Rendezvous hashing: when a backend leaves, only its own clients move. CRC-32 would be quicker by 1 µs, but is
         # linear: of three backends one got half of all clients.
         return max(candidates, key=lambda backend: blake2b(f"{client} {backend.url}".encode(), digest_size=8).digest())
+
+
+def _spare(candidates: list[Backend]) -> list[Backend]:
+    """`candidates` without those that have just come back and are not to have this request; all if that leaves none."""
+    for backend in candidates:
+        if backend.is_recovering:
+            now = time.monotonic()
+            return [each for each in candidates if each.takes_share(now)] or candidates
+    return candidates
