@@ -16,14 +16,18 @@ from tlsproxy.runtime.messages import (
     AdminProgress,
     AdminResult,
     AdoptListeners,
+    BackendPlan,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
     Drain,
     Drained,
     Failed,
+    Handover,
+    Hello,
     Leaving,
     Message,
+    Prepared,
     Ready,
     ReleaseListeners,
     ReopenLogs,
@@ -31,6 +35,8 @@ from tlsproxy.runtime.messages import (
     Start,
     Stats,
     StatsRequest,
+    TakeOver,
+    Totals,
 )
 
 MESSAGES: list[Message] = [
@@ -58,6 +64,13 @@ MESSAGES: list[Message] = [
     ReopenLogs(),
     StatsRequest(),
     Stats({"requests": 12}),
+    Hello(1, "0.1"),
+    Handover(
+        3, "00ff", (("https", 7, 0, ":443"),), BackendPlan(("http://a",)), ("/run/x.sock", 9), 4, totals={"a": 1.5}
+    ),
+    Prepared({"a.test": "00"}),
+    TakeOver(BackendPlan(paused={"a.test": 1.5})),
+    Totals({'requests{site="a"}': 2.0}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What supervisor and children tell each other: one frozen value for each message. `control` carries them.
+"""What supervisors and children tell each other: one frozen value for each message. `control` carries them.
 
 Knows nothing of sockets, of encoding or of what a message leads to. Rule: a message is plain data that JSON can hold.
 """
@@ -212,6 +212,57 @@ class Stats:
     backends: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hello:
+    """New supervisor → old one, first: here is a tlsproxy that can take over; `protocol` is how the two go on."""
+
+    protocol: int
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Handover:
+    """Old supervisor → new one: what a proxy goes on with, in place of what it would make for itself.
+
+    Descriptors are inherited: `listeners` are (kind, file descriptor, slot, what the configuration called the address),
+    `admin` the path and the descriptor of the admin socket, `line` that of the stand-in (-1: there is none).
+    `notify` and `watchdog` are as in systemd.Service, `totals` the metrics, `started` (RFC 3339) when the first of all
+    supervisors was ready.
+    """
+
+    generation: int
+    ticket_secret: str = dataclasses.field(repr=False)
+    listeners: tuple[tuple[ListenerKind, int, int, str], ...]
+    plan: BackendPlan = BackendPlan()
+    admin: tuple[str, int] | None = None
+    line: int = -1
+    notify: str = ""
+    watchdog: float = 0.0
+    started: str = ""
+    totals: dict[str, float] = dataclasses.field(default_factory=dict, repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """New supervisor → old one: all its children are ready. `sites` has a digest of each, by its first host."""
+
+    sites: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TakeOver:
+    """Old supervisor → new one: you are the proxy now. `plan` is what operators have said meanwhile."""
+
+    plan: BackendPlan = BackendPlan()
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Old supervisor → new one, at its end: what its children have counted since the Handover."""
+
+    series: dict[str, float]
+
+
 Message: TypeAlias = (
     Start
     | Ready
@@ -234,4 +285,9 @@ Message: TypeAlias = (
     | ReopenLogs
     | StatsRequest
     | Stats
+    | Hello
+    | Handover
+    | Prepared
+    | TakeOver
+    | Totals
 )
