@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tlsproxy.runtime.calls import Call, OpenCalls
 from tlsproxy.runtime.children import describe_exit, plan_replacement
@@ -28,7 +28,6 @@ from tlsproxy.runtime.messages import (
     PlanChanged,
     Probed,
     Serve,
-    Stats,
     Stats,
 )
 from tlsproxy.runtime.metrics import Collector
@@ -57,9 +56,9 @@ class DrainOutcome:
 
 @dataclass(frozen=True)
 class Ears:
-    """Who hears what workers have to tell: called from the event loop, must not raise. Nobody, if not said."""
+    """Who hears what children of all generations tell. `probed` is called from the event loop, and must not raise."""
 
-    stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None
+    collector: Collector = field(default_factory=Collector)
     probed: Callable[[Probed], None] = lambda probed: None
 
 
@@ -70,12 +69,22 @@ class Generation:
     # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls, _plan.
 
     def __init__(
-        self, number: int, certifier: ChildSpec, workers: Sequence[ChildSpec], collector: Collector | None = None
+        self,
+        number: int,
+        certifier: ChildSpec,
+        workers: Sequence[ChildSpec],
+        *,
+        slots: int = 0,
+        plan: BackendPlan | None = None,
+        ears: Ears | None = None,
     ) -> None:
+        """There may be more `slots` of listeners than workers: some of these then have several."""
         self.number = number
-        self._collector = collector or Collector()
         self._certifier = certifier
         self._workers = tuple(workers)
+        self._slots = max(slots, len(self._workers))
+        self._plan = plan or BackendPlan()
+        self._ears = ears or Ears()
         self._children: set[ChildProcess] = set()
         self._lives: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -186,7 +195,7 @@ class Generation:
 
     async def _spawn(self, spec: ChildSpec) -> ChildProcess:
         spec = replace(spec, start=replace(spec.start, plan=self._plan)) if spec.is_worker else spec
-        child = await ChildProcess.spawn(spec, self._ears.stats)
+        child = await ChildProcess.spawn(spec)
         self._children.add(child)
         child.exited.add_done_callback(lambda _: self._forget(child))
         life = asyncio.create_task(child.live(self._handle))
@@ -207,7 +216,7 @@ class Generation:
             case Drained(cut=cut):
                 child.cut = cut
             case Stats():
-                self._collector.take(child.pid, message)
+                self._ears.collector.take(child.pid, message)
             case Leaving() if child.spec.is_worker:
                 child.leaving = True
                 self._spread()
@@ -241,7 +250,7 @@ class Generation:
             returncode = await asyncio.shield(child.exited)
             delay, failures = plan_replacement(failures, child.healthy_for())
             _log_death(child, returncode, delay)
-            self._collector.count("tlsproxy_process_deaths_total", role=child.spec.role)
+            self._ears.collector.count("tlsproxy_process_deaths_total", role=child.spec.role)
             child, failures = await self._replace(child.spec, delay, failures)
 
     async def _replace(self, spec: ChildSpec, delay: float, failures: int) -> tuple[ChildProcess, int]:
@@ -263,7 +272,7 @@ class Generation:
 
     def _forget(self, child: ChildProcess) -> None:
         self._children.discard(child)
-        self._collector.forget(child.pid)
+        self._ears.collector.forget(child.pid)
         if not child.spec.is_worker:
             self._calls.fail(_CERTIFIER_DIED)
         self._spread()

@@ -60,14 +60,7 @@ class ChildProcess:
 
     # Mutable: is_started, _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
 
-    def __init__(
-        self,
-        spec: ChildSpec,
-        popen: subprocess.Popen[bytes],
-        channel: ControlChannel,
-        hear_stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None,
-    ) -> None:
-        """`hear_stats` is called with every Stats that comes."""
+    def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.channel = channel
@@ -80,16 +73,13 @@ class ChildProcess:
         self._stats: asyncio.Future[dict[str, int]] | None = None
         self._ready_at: float | None = None
         self._popen = popen
-        self._hear_stats = hear_stats
 
     def __repr__(self) -> str:
         state = describe_exit(self._reaped.result()) if self._reaped.done() else "running"
         return f"<ChildProcess {self.spec.name} pid {self.pid} {state}>"
 
     @classmethod
-    async def spawn(
-        cls, spec: ChildSpec, hear_stats: Callable[[ChildProcess, Stats], None] = lambda child, stats: None
-    ) -> ChildProcess:
+    async def spawn(cls, spec: ChildSpec) -> ChildProcess:
         """Start the process; it knows nothing yet. Raises ChildFailed when the system refuses (memory, descriptors)."""
         try:
             ours, theirs = control_pair()
@@ -99,7 +89,7 @@ class ChildProcess:
             channel = await ControlChannel.open(ours)
             # No await from here to the return: a cancelled spawn must not leave a process that nobody knows.
             try:
-                return cls(spec, _popen(spec, theirs), channel, hear_stats)
+                return cls(spec, _popen(spec, theirs), channel)
             except OSError as error:
                 channel.close()
                 raise ChildFailed(f"{spec.name} cannot be started: {error.strerror}") from error

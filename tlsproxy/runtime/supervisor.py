@@ -12,35 +12,29 @@ Rule: before `proxy.ready` every failure ends everything and says why; after it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
-import resource
-import secrets
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
-from tlsproxy.proxy.openssl import openssl_environment
-from tlsproxy.runtime import privileges
+from tlsproxy.runtime import host
 from tlsproxy.runtime.admin import AdminServer, Identity
-from tlsproxy.runtime.generation import Generation
-from tlsproxy.runtime.messages import ListenerKind, ReopenLogs, Start
+from tlsproxy.runtime.blueprint import Heirloom, make_generation
+from tlsproxy.runtime.messages import BackendPlan, ReopenLogs
 from tlsproxy.runtime.naming import Names
-from tlsproxy.runtime.process import ChildSpec
+from tlsproxy.runtime.notifier import Notifier
 from tlsproxy.runtime.rotation import LogMaker
 from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
 from tlsproxy.settings import Loaded, Settings
 
 logger = logging.getLogger(__name__)
-
-TICKET_SECRET_BYTES = 32
 
 
 def run(loaded: Loaded) -> int:
@@ -48,8 +42,8 @@ def run(loaded: Loaded) -> int:
     settings = loaded.settings
     logs.configure(settings.log)
     try:
-        _check_user(settings)
-        _raise_file_limit()
+        host.check_user(settings)
+        host.raise_file_limit()
         slots = settings.resolve_workers()
         listeners = bind_listeners(settings.listen.https, settings.listen.http, slots)
         try:
@@ -70,10 +64,11 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: tuple[Listener, ...]) -> None:
         self._settings = settings
         self._listeners = listeners
-        # One secret for all generations: sessions survive a worker's death and, later, a reload.
-        self._ticket_secret = secrets.token_hex(TICKET_SECRET_BYTES)
+        self._plan = BackendPlan()
+        self._heirloom = Heirloom()
+        self._notifier = Notifier()
         self._log_maker = LogMaker(settings)
-        self._generation = self._make_generation(1)
+        self._generation = make_generation(1, settings, listeners, self._heirloom, self._plan)
         names = Names(settings.sites)
         self._admin = AdminServer(_identity(settings, listeners), lambda: self._generation, names.certificate)
         self._stop = asyncio.Event()
@@ -98,6 +93,7 @@ class Supervisor:
             if self._settings.admin.socket != "off":
                 await self._admin.open(Path(self._settings.admin.socket))
             self._log_ready()
+            self._notifier.ready()
             gc.freeze()
             gc.enable()  # the command has switched it off
             return True
@@ -109,6 +105,7 @@ class Supervisor:
     async def _drain(self) -> None:
         """Stop within `server.drain`, or at once when asked a second time. Whatever was cut is said."""
         logger.info("proxy.draining", extra={"timeout": self._settings.server.drain})
+        self._notifier.stopping()
         # The kernel refuses new connections once the last copy is closed: ours here, the workers' in their drain.
         close_listeners(self._listeners)
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
@@ -122,21 +119,6 @@ class Supervisor:
         logger.warning("proxy.stopped", extra={"killed": self._generation.names(), "during": "drain"})
         drain.cancel()
         await asyncio.gather(drain, return_exceptions=True)
-
-    def _make_generation(self, number: int) -> Generation:
-        inherited: tuple[tuple[ListenerKind, int, int], ...] = tuple(
-            (listener.kind, listener.socket.fileno(), listener.slot) for listener in self._listeners
-        )
-        environment = openssl_environment()
-        first = Start(self._settings.for_child(), generation=number, addresses=_https_addresses(self._listeners))
-        certifier = ChildSpec("certifier", "tlsproxy.runtime.certifier", first, {})
-        settings = self._settings.for_worker()
-        starts = [
-            Start(settings, inherited, self._ticket_secret, slot, number)
-            for slot in range(self._settings.resolve_workers())
-        ]
-        workers = [ChildSpec("worker", "tlsproxy.runtime.worker", start, environment) for start in starts]
-        return Generation(number, certifier, workers)
 
     def _install_signals(self) -> None:
         handlers: Mapping[signal.Signals, Callable[[], None]] = {
@@ -165,7 +147,7 @@ class Supervisor:
     def _on_child(self) -> None:
         self._generation.poll()
         if os.getpid() == 1:
-            _reap_strangers(self._generation.pids())
+            host.reap_strangers(self._generation.pids())
 
     def _log_ready(self) -> None:
         ready = {
@@ -185,11 +167,6 @@ def _describe(listeners: Iterable[Listener]) -> tuple[str, ...]:
     return tuple(str(listener) for listener in listeners if listener.slot == 0)
 
 
-def _https_addresses(listeners: Iterable[Listener]) -> tuple[str, ...]:
-    """Return what getsockname says, once for the sockets of all slots."""
-    return tuple(listener.address for listener in listeners if listener.kind == "https" and listener.slot == 0)
-
-
 async def _is_first(task: asyncio.Task[Any], event: asyncio.Event) -> bool:
     """Wait for the task or the event; return whether the task is done."""
     waiting = asyncio.create_task(event.wait())
@@ -198,37 +175,3 @@ async def _is_first(task: asyncio.Task[Any], event: asyncio.Event) -> bool:
     finally:
         waiting.cancel()
     return task.done()
-
-
-def _check_user(settings: Settings) -> None:
-    """Find out before anything is bound whether the children will be able to become `server.user`."""
-    account = privileges.find_account(settings.server.user)
-    if account is not None:
-        privileges.check_interpreter(account)
-        privileges.prepare_store(settings.store.url, account)
-        privileges.prepare_log(settings.log.access, account)
-    elif os.geteuid() == 0 and not settings.server.user:
-        logger.warning("privileges.root", extra={"hint": privileges.ROOT_ADVICE})
-
-
-def _raise_file_limit() -> None:
-    """A proxy needs two descriptors per request; the usual soft limit of 1024 exists for programs that use select."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
-    # macOS reports no limit but takes none above OPEN_MAX; it then stays as it was.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _reap_strangers(known: Collection[int]) -> None:
-    """As PID 1 of a container we inherit orphans (of `docker exec`, of hooks); nobody else collects them."""
-    while True:
-        try:
-            # WNOWAIT: one of our own must stay for Popen, which wants its status; its SIGCHLD is still to come.
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if ended is None or ended.si_pid in known:
-            return
-        os.waitpid(ended.si_pid, os.WNOHANG)
