@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"errors", "settings", "logs", "wire", "store", "proxy", "certs"},
     "cli": {"errors", "settings", "logs", "wire", "store", "proxy", "certs", "runtime"},
     "__main__": {"cli"},
+    "asgi": set(),  # goes into applications, where the rest is not
 }
 # Bytes to values and nothing else: no loop, socket, clock, file or log in there.
 NOT_IN_WIRE = {"asyncio", "uvloop", "ssl", "socket", "selectors", "logging", "time", "datetime", "os", "io", "pathlib"}

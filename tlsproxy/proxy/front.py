@@ -86,7 +86,11 @@ class Front:
             self._writer, redact_query=settings.log.redact_query, console=_wants_console(settings.log, self._writer)
         )
         self.metrics = Metrics()
+        self._sites: list[Site] = []
         self._services = self._make_services(settings)
+        self._checks = HealthChecks(
+            settings.sites, connect_timeout=limits.connect_timeout, fields=_proof(settings.server.backend_secret)
+        )
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -99,6 +103,7 @@ class Front:
         """Accept from these sockets, the worker's own, from now on; they are owned by the Front."""
         self._listeners = [self._listen(kind, sock) for kind, sock in listeners]
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
+        self._checks.follow(self._sites)
 
     def adopt(self, slot: int, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
         """Accept from the sockets of another slot too; they are the Front's until `release` hands them back."""
@@ -153,6 +158,7 @@ class Front:
         """Let go of everything that is not a client connection."""
         if self._tick_handle is not None:
             self._tick_handle.cancel()
+        self._checks.close()
         for backend in self._backends.values():
             backend.close()
         self._access.flush()
@@ -184,6 +190,14 @@ class Front:
     def series(self) -> dict[str, float]:
         """Return what was counted since the last call (proxy.metrics)."""
         return self.metrics.series()
+
+    def backends(self) -> list[dict[str, Any]]:
+        """How each backend is, as this worker sees it, with the routes ("SITE PATH") that lead to it."""
+        return describe(self._backends.values(), self._sites)
+
+    async def probe(self, route: str, urls: Sequence[str]) -> dict[str, str]:
+        """Ask these once for their health, as backends of the route; what is wrong with each, "" if it is well."""
+        return await self._checks.probe(route, urls)
 
     # --- stream.ConnectionOwner ---------------------------------------------------------------------------------------
 
@@ -220,7 +234,12 @@ class Front:
         return Services(
             loop=self.loop,
             router=self._make_router(settings),
-            forwarding=Options(Trust(server.trusted_proxies), forwarded=server.forwarded, via=server.via),
+            forwarding=Options(
+                Trust(server.trusted_proxies),
+                forwarded=server.forwarded,
+                via=server.via,
+                secret=server.backend_secret.get_secret_value().encode(),
+            ),
             record=self._access.record,
             header_size=limits.header_size,
             header_count=limits.header_count,
@@ -236,10 +255,10 @@ class Front:
         )
 
     def _make_router(self, settings: configuration.Settings) -> Router:
-        sites = [self._make_site(site, settings.limits.pool_idle_per_backend) for site in settings.sites]
+        self._sites = [self._make_site(site, settings.limits.pool_idle_per_backend) for site in settings.sites]
         ports = [int(address.rpartition(":")[2]) for address in settings.listen.https]
         return Router(
-            sites,
+            self._sites,
             may_share=self._may_share,
             answer_challenge=self._certificates.challenges.http,
             https_port=ports[0] if ports else 443,
@@ -313,6 +332,12 @@ def _most_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     return max(16, (soft - _RESERVED_FILES) // 2)
+
+
+def _proof(secret: SecretStr) -> Fields:
+    """What shows a backend that this proxy asks; none without a secret."""
+    value = secret.get_secret_value().encode()
+    return [(b"X-Tlsproxy-Secret", value)] if value else []
 
 
 def _wants_console(log: configuration.Log, writer: LogWriter | NoLog) -> bool:

@@ -21,8 +21,8 @@ from tlsproxy.proxy.exchange import Exchange
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
 from tlsproxy.proxy.tunnel import Tunnel
+from tlsproxy.proxy.vouching import make_peer
 from tlsproxy.wire.fields import Fields
-from tlsproxy.wire.forwarding import Peer
 from tlsproxy.wire.http1 import RequestReader, chunk, last_chunk, response_head_bytes
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead
 
@@ -71,7 +71,7 @@ class Http1Driver:
         self._reader = RequestReader(
             header_size=services.header_size, header_count=services.header_count, target_size=services.target_size
         )
-        self._peer = Peer(stream.info.client, stream.info.scheme, services.forwarding, stream.info.sni)
+        self._peer = make_peer(stream.info, services.forwarding)
         self._exchange: Exchange | None = None
         self._tunnel: Tunnel | None = None
         self._out: list[bytes] = []

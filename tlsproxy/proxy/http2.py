@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.http2_stream import Http2Stream
-from tlsproxy.wire.forwarding import Peer
+from tlsproxy.proxy.vouching import make_peer
 from tlsproxy.wire.http2 import Http2Error, Limits, ServerCodec
 from tlsproxy.wire.messages import ProtocolError
 
@@ -58,7 +58,7 @@ class Http2Driver:
     def __init__(self, stream: ClientStream, services: Services) -> None:
         self.stream = stream
         self.services = services
-        self.peer = Peer(stream.info.client, stream.info.scheme, services.forwarding, stream.info.sni)
+        self.peer = make_peer(stream.info, services.forwarding)
         self.codec = ServerCodec(self, _limits(services))
         self._streams: dict[int, Http2Stream] = {}
         self._waiting: dict[int, Http2Stream] = {}

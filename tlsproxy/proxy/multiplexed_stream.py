@@ -259,6 +259,7 @@ class MultiplexedStream:
         """The 200 of an extended CONNECT means the 101 of an upgrade. Its proof is ours to write: no key was sent."""
         answer = ResponseHead(101, b"")
         answer.upgrade = b"websocket"
+        answer.template = head.template
         answer.fields = [field for field in head.fields if field[0] != b"sec-websocket-accept"]
         answer.fields.append((b"Sec-WebSocket-Accept", websocket_accept(self._key or b"")))
         taker.switched(answer, b"")

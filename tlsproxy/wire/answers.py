@@ -144,6 +144,8 @@ def _judge_special_answer(
             head.upgrade = head.upgrade + b", " + value.lower() if head.upgrade else value.lower()
         elif kind is Kind.TRAILER:
             head.trailer = value
+        elif kind is Kind.TEMPLATE:
+            head.template = value
     if codings:
         if head.length >= 0 or version == 10:
             raise ProtocolError(502, "The answer's framing is ambiguous.")

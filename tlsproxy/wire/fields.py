@@ -32,6 +32,7 @@ class Kind(IntEnum):
     HOP = 9  # always removed: hop-by-hop, or a name that back ends read as another one
     FORWARDING = 10  # removed unless the peer is a trusted proxy
     NOTED = 11  # passed on, and remembered for the log or for a decision
+    TEMPLATE = 12  # of an answer: the route that the application took, for us alone
 
 
 _REQUEST_KINDS: Final[dict[bytes, Kind]] = {
@@ -73,7 +74,9 @@ _RESPONSE_KINDS: Final[dict[bytes, Kind]] = {
     b"date": Kind.NOTED,
     b"server": Kind.NOTED,
     b"strict-transport-security": Kind.NOTED,
+    b"x-tlsproxy-route": Kind.TEMPLATE,
 }
+_OURS: Final = b"x-tlsproxy-"  # between us and the middleware in the application; a client neither says nor hears it
 
 # RFC 9110 6.5.1: fields that frame, route, authenticate or describe the content have no meaning after it.
 _FORBIDDEN_TRAILERS: Final[frozenset[bytes]] = frozenset(
@@ -114,17 +117,19 @@ class Classifier(dict[bytes, Kind]):
 
     def _judge(self, name: bytes) -> Kind:
         if not self._to_backend:
-            return self._known.get(name, Kind.PLAIN)
+            return self._known.get(name, Kind.HOP if name.startswith(_OURS) else Kind.PLAIN)
         if b"_" in name:
             return Kind.HOP  # WSGI, CGI and some ASGI servers read X_Forwarded_For as X-Forwarded-For
         if b"." in name and self._is_known(name.replace(b".", b"-")):
             return Kind.HOP
         if name.startswith(b"x-forwarded-"):
             return Kind.FORWARDING
+        if name.startswith(_OURS):
+            return Kind.HOP
         return self._known.get(name, Kind.PLAIN)
 
     def _is_known(self, name: bytes) -> bool:
-        return name in self._known or name.startswith(b"x-forwarded-")
+        return name in self._known or name.startswith((b"x-forwarded-", _OURS))
 
 
 NO_NAMES: Final[frozenset[bytes]] = frozenset()

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Final
 
 from tlsproxy.wire import grammar
-from tlsproxy.wire.fields import Field, Fields, Kind
+from tlsproxy.wire.fields import Field, Fields, Kind, without
 from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead
 
 _ID_BYTES: Final = b"-._~+/=:@0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -43,25 +43,29 @@ class Trust:
 
 
 class Options:
-    """What the operator chose for outbound heads: RFC 7239 `Forwarded`, `Via`."""
+    """What the operator chose for outbound heads: RFC 7239 `Forwarded`, `Via`, the secret that proves who asks."""
 
-    __slots__ = ("forwarded", "trust", "via")
+    __slots__ = ("forwarded", "secret", "trust", "via")
 
-    def __init__(self, trust: Trust, *, forwarded: bool = False, via: bool = False) -> None:
+    def __init__(self, trust: Trust, *, forwarded: bool = False, via: bool = False, secret: bytes = b"") -> None:
         self.trust = trust
         self.forwarded = forwarded
         self.via = via
+        self.secret = secret
 
 
 class Peer:
     """The other end of one client connection, as far as forwarding cares.
 
-    `name` is the host it asked TLS for; it stands in where HTTP/1.0 came without Host, as it does in routing.
+    `name` is the host it asked TLS for; it stands in where HTTP/1.0 came without Host, as it does in routing. `vouched`
+    are fields that only we may write, with the proof that it was us (proxy/vouching.py).
     """
 
-    __slots__ = ("address", "fixed", "is_trusted", "name", "options", "ports", "scheme")
+    __slots__ = ("address", "fixed", "is_trusted", "name", "options", "ports", "scheme", "vouched")
 
-    def __init__(self, address: str, scheme: str, options: Options, name: str = "") -> None:
+    def __init__(
+        self, address: str, scheme: str, options: Options, name: str = "", vouched: Sequence[Field] = ()
+    ) -> None:
         self.address = address
         self.name = _well_formed_host(name.encode("latin-1", "replace"), b"")
         self.scheme = scheme.encode()
@@ -73,6 +77,7 @@ class Peer:
             (b"X-Real-IP", encoded),
             (b"X-Forwarded-Proto", self.scheme),
         ]
+        self.vouched = vouched
         self.ports: Field = (b"X-Forwarded-Port", _DEFAULT_PORT[self.scheme])
 
 
@@ -88,36 +93,47 @@ class Outbound:
 
 
 def outbound_request(
-    head: RequestHead, peer: Peer, target: bytes, *, request_id: bytes, started_ms: int, prefix: bytes
+    head: RequestHead,
+    peer: Peer,
+    target: bytes,
+    *,
+    request_id: bytes,
+    started_ms: int,
+    prefix: bytes,
+    extra: Sequence[Field] = (),
 ) -> Outbound:
     """The head for the backend. `request_id` is used unless a trusted peer sent a good one; `prefix` was stripped.
+
+    `extra` are fields of this one request; they replace what the client sent under their names.
 
     The framing field that goes out is the one of `head.framing`, exactly one (security rule 2). The part that is the
     same for all requests with the same fields is kept with the head: a client that repeats itself is served from it.
     """
     client = peer.address
+    key: object = (prefix, *(name for name, _ in extra)) if extra else prefix
     if peer.is_trusted:
-        fields, client, request_id = _trusted_fields(head, peer, request_id, prefix)
+        fields, client, request_id = _trusted_fields(head, peer, request_id, prefix, extra)
         block = _block(fields)
-    elif head.outbound is not None and head.outbound[0] == prefix:
+    elif head.outbound is not None and head.outbound[0] == key:
         block = head.outbound[1]
     else:
-        block = _block(outbound_fields(head, peer, prefix))
-        head.outbound = (prefix, block)
-    data = b"%b %b HTTP/1.1\r\n%bX-Request-ID: %b\r\nX-Request-Start: t=%d\r\n\r\n" % (
+        block = _block(outbound_fields(head, peer, prefix, extra))
+        head.outbound = (key, block)
+    data = b"%b %b HTTP/1.1\r\n%bX-Request-ID: %b\r\nX-Request-Start: t=%d\r\n%b\r\n" % (
         head.method,
         target,
         block,
         request_id,
         started_ms,
+        _block(extra) if extra else b"",
     )
     return Outbound(data, client, request_id)
 
 
-def outbound_fields(head: RequestHead, peer: Peer, prefix: bytes) -> Fields:
-    """The fields for the backend of a peer that is not trusted, without request id and start time."""
+def outbound_fields(head: RequestHead, peer: Peer, prefix: bytes, extra: Sequence[Field] = ()) -> Fields:
+    """The fields for the backend of a peer that is not trusted, without request id, start time and `extra`."""
     authority = head.authority or peer.name
-    fields: Fields = [(b"Host", authority), *head.fields, *peer.fixed]
+    fields: Fields = [(b"Host", authority), *_passed(head, extra), *peer.fixed, *_vouched(head, peer)]
     fields.append(peer.ports if not head.port else (b"X-Forwarded-Port", head.port))
     fields.append((b"X-Forwarded-Host", authority))
     if prefix:
@@ -127,7 +143,17 @@ def outbound_fields(head: RequestHead, peer: Peer, prefix: bytes) -> Fields:
     return _with_framing(fields, head, peer)
 
 
-def _block(fields: Fields) -> bytes:
+def _passed(head: RequestHead, extra: Sequence[Field]) -> Fields:
+    """What passes of the client's own fields."""
+    return without(head.fields, {name.lower() for name, _ in extra}) if extra else head.fields
+
+
+def _vouched(head: RequestHead, peer: Peer) -> Sequence[Field]:
+    """RFC 9110 9.3.8: the answer to TRACE repeats the request to the client, who must not learn the secret."""
+    return () if head.method == b"TRACE" else peer.vouched
+
+
+def _block(fields: Sequence[Field]) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
@@ -152,9 +178,11 @@ def _add_framing(fields: Fields, head: RequestHead) -> None:
         fields += [(b"TE", b"trailers"), (b"Connection", b"TE")]  # RFC 9110 10.1.4
 
 
-def _trusted_fields(head: RequestHead, peer: Peer, request_id: bytes, prefix: bytes) -> tuple[Fields, str, bytes]:
+def _trusted_fields(
+    head: RequestHead, peer: Peer, request_id: bytes, prefix: bytes, extra: Sequence[Field]
+) -> tuple[Fields, str, bytes]:
     """Merge what a trusted proxy said with what we see: the fields, the real client's address, the request id."""
-    fields: Fields = [(b"Host", head.authority or peer.name), *head.fields]
+    fields: Fields = [(b"Host", head.authority or peer.name), *_passed(head, extra), *_vouched(head, peer)]
     said: dict[bytes, list[bytes]] = {}
     for kind, name, value in head.special:
         if kind is Kind.FORWARDING:

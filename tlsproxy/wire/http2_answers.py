@@ -149,6 +149,8 @@ def _take_special(head: ResponseHead, kind: Kind, field: Field) -> None:
         head.length = grammar.parse_content_length(value)
     elif kind is Kind.TRAILER:
         head.trailer = value
+    elif kind is Kind.TEMPLATE:
+        head.template = value
 
 
 def _frame(head: ResponseHead, *, bodiless: bool, ended: bool) -> None:

@@ -84,7 +84,7 @@ class RequestHead:
         self.user_agent = b""
         self.referer = b""
         self.log_part = ""  # what the access log says of these fields, kept there by it
-        self.outbound: tuple[bytes, bytes] | None = None  # what `forwarding` makes of them, kept there by it
+        self.outbound: tuple[object, bytes] | None = None  # what `forwarding` makes of them, kept there by it
 
     def repeated(self, target: bytes) -> RequestHead:
         """The head of a request that differs from this one in its target only. The lists are shared, not edited."""
@@ -130,6 +130,7 @@ class ResponseHead:
         "reason",
         "server",
         "status",
+        "template",
         "trailer",
         "upgrade",
     )
@@ -144,6 +145,7 @@ class ResponseHead:
         self.upgrade = b""  # lower-case protocol of a 101
         self.trailer = b""
         self.server = b""
+        self.template = b""  # of the route that the application says it took; not yet believed
         self.is_dated = False
 
     def __repr__(self) -> str:
