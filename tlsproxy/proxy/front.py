@@ -12,17 +12,18 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
 from tlsproxy.proxy.certificates import Certificates
+from tlsproxy.proxy.health import HealthChecks
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.metrics import Metrics
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 from tlsproxy.proxy.plain import PlainConnection
-from tlsproxy.proxy.pool import Backend
+from tlsproxy.proxy.pool import Backend, describe
 from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.tls import TlsConnection
@@ -30,10 +31,13 @@ from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from tlsproxy import settings as configuration
     from tlsproxy.proxy.connection import Accepted, Connection
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver
     from tlsproxy.store.base import CertificateStore
+    from tlsproxy.wire.fields import Fields
 
 logger = logging.getLogger(__name__)
 

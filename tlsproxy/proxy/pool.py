@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from tlsproxy.proxy.backend import BackendConnection
@@ -20,6 +21,7 @@ from tlsproxy.proxy.dialing import Place
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
+    from tlsproxy.proxy.router import Site
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +173,16 @@ class Backend(Condition):
             "failures": self._failures,
             "since": since,
         }
+
+
+def describe(backends: Iterable[Backend], sites: Iterable[Site]) -> list[dict[str, Any]]:
+    """Report on each backend, with the routes ("SITE PATH") that lead to it."""
+    routes: dict[str, list[str]] = {}
+    for site in sites:
+        for forward in site.forwards:
+            for backend in forward.route.upstream.backends:
+                routes.setdefault(backend.url, []).append(f"{site.name} {forward.route.label}")
+    return [{**backend.report(), "routes": routes.get(backend.url, [])} for backend in backends]
 
 
 def _idle_limit_of(server: bytes, default: float) -> float:
