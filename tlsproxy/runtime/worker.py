@@ -34,6 +34,8 @@ from tlsproxy.runtime.messages import (
     Failed,
     Leaving,
     Message,
+    Probe,
+    Probed,
     Ready,
     ReleaseListeners,
     ReopenLogs,
@@ -127,7 +129,7 @@ def _spare_the_collector() -> None:
 class Worker:
     """A worker that is set up: obeys the supervisor until it is time to leave."""
 
-    # Mutable: _others, which loses the slots that the Front has adopted.
+    # Mutable: _others, which loses the slots that the Front has adopted; _probing (a task for each open Probe).
 
     def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, drain: float) -> None:
         """`others` are inherited sockets of other slots, `drain` is the time to leave in when no order names one."""
@@ -135,6 +137,7 @@ class Worker:
         self._front = front
         self._others = others
         self._drain_time = drain
+        self._probing: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Say Ready, serve, drain. Returns when this process has nothing left to do."""
@@ -171,12 +174,19 @@ class Worker:
                 self._front.reopen_logs()
             case StatsRequest():
                 self._channel.send(self._stats())
+            case Probe():
+                probing = asyncio.create_task(self._probe(message))
+                self._probing.add(probing)
+                probing.add_done_callback(self._probing.discard)
             case _:
                 logger.error("worker.unexpected_message", extra={"message_type": type(message).__name__})
 
     def _adopt(self, slots: Iterable[int]) -> None:
         for slot in slots:
             self._front.adopt(slot, self._others.pop(slot, ()))
+
+    async def _probe(self, order: Probe) -> None:
+        self._channel.send(Probed(order.id, await self._front.probe(order.route, order.backends)))
 
     async def _drain(self, order: Drain) -> None:
         self._channel.send(Leaving())
@@ -194,7 +204,7 @@ class Worker:
         self._channel.send(Drained(cut))
 
     def _stats(self) -> Stats:
-        return Stats(self._front.stats(), self._front.series())
+        return Stats(self._front.stats(), self._front.series(), self._front.backends())
 
 
 def _install_signals(channel: ControlChannel) -> None:
