@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tlsproxy.runtime.calls import Call, OpenCalls
 from tlsproxy.runtime.children import describe_exit, plan_replacement
@@ -149,6 +151,23 @@ class Generation:
         answers = await asyncio.gather(*(worker.ask_stats(timeout) for worker in workers))
         return dict(zip((worker.pid for worker in workers), answers, strict=True))
 
+    async def backend_reports(self, timeout: float) -> dict[int, list[dict[str, Any]] | None]:
+        """What every worker says of its backends, by pid; None of one that did not answer within `timeout` seconds."""
+        answers = await self.worker_stats(timeout)
+        told = {child.pid: child.told.backends for child in self._children if child.told is not None}
+        return {pid: None if answer is None else told.get(pid) for pid, answer in answers.items()}
+
+    def ask_one_worker(self, message: Message) -> bool:
+        """Send it to a worker that is ready, not always the same one; False if there is none."""
+        ready = [child for child in self._children if child.spec.is_worker and child.is_ready]
+        if ready:
+            random.choice(ready).channel.send(message)  # noqa: S311
+        return bool(ready)
+
+    async def refresh_stats(self, timeout: float) -> None:
+        """Have all children tell the collector what they have counted; return when they have, or the time is up."""
+        await asyncio.gather(*(child.ask_stats(timeout) for child in self._children))
+
     def call_certifier(
         self, verb: str, name: str = "", options: Mapping[str, str] | None = None, *, limit: float
     ) -> Call:
@@ -207,6 +226,8 @@ class Generation:
         """Have it do what it is for; return when it is ready."""
         try:
             await child.start()
+            if child.spec.is_worker and child.spec.start.plan != self._plan:  # it has changed before its Start
+                child.channel.send(PlanChanged(self._plan))
         except Exception:
             child.kill()
             raise

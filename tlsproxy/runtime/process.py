@@ -58,7 +58,7 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: is_started, _ready_at, leaving, cut, _stats (whom the next Stats is for); the three futures are set once.
+    # Mutable: is_started, _ready_at, leaving, cut, told, _stats (whom the next Stats is for); the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
@@ -71,6 +71,7 @@ class ChildProcess:
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
         self._reaped: asyncio.Future[int] = loop.create_future()
         self._stats: asyncio.Future[dict[str, int]] | None = None
+        self.told: Stats | None = None  # the last that came
         self._ready_at: float | None = None
         self._popen = popen
 
@@ -187,6 +188,7 @@ class ChildProcess:
 
     def _take_stats(self, stats: Stats) -> None:
         """For who asked. A child that leaves says unasked what it has counted since."""
+        self.told = stats
         asked, self._stats = self._stats, None
         if asked is not None:
             asked.set_result(stats.values)
