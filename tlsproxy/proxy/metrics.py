@@ -27,8 +27,9 @@ BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 MOST_TEMPLATES: Final = 200
 OTHER: Final = "other"
 
-_BUCKETS: Final = len(BOUNDS) + 1
-_EDGES: Final = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")
+EDGES: Final = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")
+
+_BUCKETS: Final = len(EDGES)
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"QUERY"))
 _STATUSES: Final = frozenset((*map(int, HTTPStatus), 499))  # 499: the client has left (access log)
 _MOST_CELLS: Final = 4000  # of a worker; then all are made anew, nothing counted is lost
@@ -215,7 +216,7 @@ def _take_times(name: str, labels: tuple[str, str], times: _Times, added: dict[s
     named = {"site": labels[0], second: labels[1]}
     if not any(times.counts):
         return
-    for edge, count in zip(_EDGES, times.counts, strict=True):
+    for edge, count in zip(EDGES, times.counts, strict=True):
         if count:
             added[series_name(name + "_bucket", {**named, "le": edge})] += count
     added[series_name(name + "_sum", named)] += times.seconds

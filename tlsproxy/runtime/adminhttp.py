@@ -41,20 +41,25 @@ _LINES = "application/x-ndjson"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: `path` is the decoded segments, `options` come from the query and from a JSON object as body."""
+    """What was asked: `path` is the decoded segments, `options` come from the query and from a JSON object as body.
+
+    `accept` is what the client wants to read; of use where there is a choice.
+    """
 
     method: str
     path: tuple[str, ...]
     options: Mapping[str, str] = field(default_factory=dict)
+    accept: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; `body` is JSON."""
+    """A whole answer; `body` becomes JSON, bytes are sent as the `kind` they are."""
 
     status: int
     body: Any
     headers: tuple[tuple[str, str], ...] = ()
+    kind: str = _JSON
 
 
 class Refusal(Exception):
@@ -71,9 +76,14 @@ Lines: TypeAlias = AsyncGenerator[Mapping[str, Any] | None, None]
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer | Lines]]
 
 
-async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler) -> None:
-    """Answer one client until either side has had enough. Closes the writer; never raises."""
-    connection = _Connection(reader, writer)
+async def serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler, *, is_public: bool = False
+) -> None:
+    """Answer one client until either side has had enough. Closes the writer; never raises.
+
+    `is_public`: for anybody who can connect, by whatever name; so nothing may be changed there, or told, that matters.
+    """
+    connection = _Connection(reader, writer, is_public=is_public)
     try:
         while await connection.exchange(handle):
             pass
@@ -101,7 +111,8 @@ async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 class _Connection:
     # Mutable: the states inside h11, _is_head (of the request at hand).
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_public: bool) -> None:
+        self._is_public = is_public
         self._reader = reader
         self._writer = writer
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
@@ -154,7 +165,8 @@ class _Connection:
         if not isinstance(head, h11.Request):
             return None
         self._is_head = head.method == b"HEAD"
-        _refuse_browsers(head)
+        if not self._is_public:
+            _refuse_browsers(head)
         body = bytearray()
         while isinstance(event := await self._next_event(), h11.Data):
             body += event.data
@@ -170,8 +182,8 @@ class _Connection:
         return event
 
     async def _send(self, answer: Answer) -> None:
-        body = _json(answer.body)
-        head = _response(answer.status, _JSON, [("Content-Length", str(len(body))), *answer.headers])
+        body = answer.body if isinstance(answer.body, bytes) else _json(answer.body)
+        head = _response(answer.status, answer.kind, [("Content-Length", str(len(body))), *answer.headers])
         content = () if self._is_head else (h11.Data(body),)
         await self._write(head, *content, h11.EndOfMessage())
 
@@ -219,7 +231,8 @@ def _build_request(head: h11.Request, body: bytes) -> Request:
         options = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
     except ValueError as error:
         raise Refusal(400, f"the target of the request cannot be decoded: {error}") from error
-    return Request(head.method.decode(), segments, {**options, **dict(_options(body))})
+    accept = ",".join(value.decode("latin-1") for name, value in head.headers if name == b"accept")
+    return Request(head.method.decode(), segments, {**options, **dict(_options(body))}, accept)
 
 
 def _options(body: bytes) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ count (connections, loop lag, backends) is kept as each process last told it and
 Knows series as "name{labels}" strings; what they mean and how they are written for a scraper is `exposition`'s.
 
 Rules: an increment is added exactly once, where it arrives, whoever asked for it; a worker, which strangers talk to,
-can neither bring a series back nor make ever more of them; after `MOST_SERIES` new ones are dropped, and that is said.
+can neither take from a count nor make up names; after `MOST_SERIES` new ones are dropped, and that is said.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tlsproxy.proxy.metrics import series_name
+from tlsproxy.runtime.families import SERIES_DROPPED, parse_series
 from tlsproxy.runtime.messages import Stats
 
 logger = logging.getLogger(__name__)
 
 MOST_SERIES: Final = 200_000
-DROPPED: Final = "tlsproxy_series_dropped_total"
+DROPPED: Final = SERIES_DROPPED.name
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Collector:
     Mutable: `_totals` by series, `_sent` (what of them the next supervisor has), `_told` by pid.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_series: int = MOST_SERIES) -> None:
+        self._most_series = most_series
         self._totals: dict[str, float] = {}
         self._sent: dict[str, float] = {}
         self._told: dict[int, Told] = {}
@@ -95,12 +97,17 @@ class Collector:
         for name, by in increments.items():
             if not by > 0 or math.isinf(by):
                 continue
-            if name not in totals and len(totals) >= MOST_SERIES:
-                self._drop(name)
+            if name in totals:
+                totals[name] += by
+            elif parse_series(name) is None:
+                self._drop("unknown", name)
+            elif len(totals) >= self._most_series:
+                self._drop("too many", name)
             else:
-                totals[name] = totals.get(name, 0) + by
+                totals[name] = by
 
-    def _drop(self, name: str) -> None:
-        if DROPPED not in self._totals:
-            logger.warning("metrics.too_many_series", extra={"limit": MOST_SERIES, "first_dropped": name[:200]})
+    def _drop(self, why: str, name: str) -> None:
+        if not self._totals.get(DROPPED):
+            extra = {"why": why, "series": name[:200], "limit": self._most_series}
+            logger.warning("metrics.series_dropped", extra=extra)
         self._totals[DROPPED] = self._totals.get(DROPPED, 0) + 1
