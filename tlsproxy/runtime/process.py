@@ -58,7 +58,7 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: is_started, _ready_at, leaving, cut, told, _stats (whom the next Stats is for); the three futures are set once.
+    # Mutable: is_started, _ready_at, leaving, cut, told, _stats (whom the next is for); the three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
