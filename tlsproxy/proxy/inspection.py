@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _MOST_TEMPLATES: Final = 1000  # of a route; a middleware that has gone mad must not fill the memory
 
 
+def answered(exchange: Record, head: ResponseHead, fields: Fields) -> Fields:
+    """The fields of an answer for the client: the inspector of its route has seen it."""
+    inspector: Inspector | None = exchange.forward and getattr(exchange.forward.route, "inspector", None)
+    return fields if inspector is None else inspector.answered(exchange, head, fields)
+
+
 class Inspector:
     """See the module's text. `source` is None if the route wants no templates; `believes`: there is a secret.
 
