@@ -1,8 +1,8 @@
 """One request and its answer: the only object that knows both sides, and the only one that may retry.
 
 Strategy: the client side (`ClientSide`: an HTTP/1.1 driver or an HTTP/2 stream) hands in a checked head and then body
-pieces; the exchange routes, claims a way to a backend (`BackendStream`), builds the outbound head and passes pieces
-both ways as they come. Everything is a callback; the one task is a connect, on the cold path.
+pieces; the exchange routes, builds the outbound head, has `Dispatch` find a way to a backend (`BackendStream`) and
+passes pieces both ways as they come. Everything is a callback; the one task is a connect, on the cold path.
 
 Rules kept: no request is sent twice unless nothing of it can have been processed (RFC 9110 9.2.2); once the client has
 the head of an answer, a failure can only be shown by cutting the stream; exactly one log line per exchange.
@@ -10,16 +10,15 @@ the head of an answer, a failure can only be shown by cutting the stream; exactl
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Final, assert_never
 
 from tlsproxy.proxy import failures
+from tlsproxy.proxy.dispatch import Dispatch
 from tlsproxy.proxy.kept import LOST, NOTHING, KeptBody
-from tlsproxy.proxy.phase import ANSWERING, CONNECTING, DONE, NEW, SENT, TUNNEL
-from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.phase import ANSWERING, DONE, SENT, TUNNEL
 from tlsproxy.proxy.replies import http_date, refusal
-from tlsproxy.proxy.router import Challenge, Forward, Redirect, Refuse, Route
+from tlsproxy.proxy.router import Challenge, Forward, Redirect, Refuse
 from tlsproxy.proxy.tunnel import Tunnel
 from tlsproxy.wire.fields import Fields, allowed_trailers, answer_trailers
 from tlsproxy.wire.forwarding import Peer, outbound_request
@@ -28,7 +27,6 @@ from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead, Response
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.clientside import ClientSide
-    from tlsproxy.proxy.pool import Backend
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ConnectionInfo
     from tlsproxy.wire.forwarding import Outbound
@@ -37,26 +35,23 @@ _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED
 
 
-class Exchange(Record):
+class Exchange(Dispatch):
     """See the module's text.
 
-    Mutable state: `state`; `_connection` and `backend` (claimed); `_kept` (body pieces that may have to be sent again)
-    and `_replayed`; `_request_complete`; `_progress` (when something last moved); and what the record tells.
+    Mutable state, besides `Dispatch`'s: `_connection`; `_kept` (body pieces that may have to be sent again) and
+    `_replayed`; `_request_complete`; `_progress` (when something last moved); and what the record tells.
     """
 
     __slots__ = (
-        "_client", "_connecting", "_connection", "_is_held", "_is_stuck", "_kept", "_progress", "_replayed",
-        "_request", "_request_complete", "_sent_at", "_services", "state",
+        "_client", "_connection", "_is_held", "_is_stuck", "_kept", "_progress", "_replayed", "_request",
+        "_request_complete", "_sent_at",
     )  # fmt: skip
 
     def __init__(self, client_side: ClientSide, services: Services, head: RequestHead, info: ConnectionInfo) -> None:
-        super().__init__(head, info)
+        super().__init__(head, info, services)
         self._client = client_side
-        self._services = services
-        self.state = NEW
         self._request: Outbound | None = None
         self._connection: BackendStream | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._request_complete = head.framing is _NO_BODY or (head.framing is Framing.LENGTH and head.length == 0)
         self._kept = NOTHING if self._request_complete else KeptBody()
         self._progress = self.started
@@ -154,7 +149,7 @@ class Exchange(Record):
         fields, body = refusal(status, detail, self.request_id.decode(), self.head)
         self._reply(status, fields, body)
 
-    # --- the way to the backend ---------------------------------------------------------------------------------------
+    # --- the request on its way ---------------------------------------------------------------------------------------
 
     def _forward(self, forward: Forward, peer: Peer) -> None:
         self.forward = forward
@@ -162,13 +157,17 @@ class Exchange(Record):
         head, route = self.head, forward.route
         if head.framing is Framing.LENGTH and self._over_body_limit(head.length):
             return
+        extra, services = route.extra, self._services
+        if services.trace is not None:
+            extra = [*extra, *services.trace.begin(self, head)]
         outbound = outbound_request(
             head,
             peer,
             route.outbound_target(head.target),
-            request_id=self._services.next_request_id(),
+            request_id=services.next_request_id(),
             started_ms=int(self.started_at * 1000),
             prefix=route.prefix if route.strip else b"",
+            extra=extra,
         )
         self.client = outbound.client
         self.request_id = outbound.request_id
@@ -183,44 +182,6 @@ class Exchange(Record):
         self._drop_backend()
         self._fail(413, f"The request body is larger than {limit} bytes.")
         return True
-
-    def _dispatch(self, route: Route) -> None:
-        """Claim a connection to a backend and send, or start to connect."""
-        backend = route.upstream.choose(self.client)
-        if backend is None:
-            self._give_up(failures.NoBackend(route.label, "every backend of the route failed lately"))
-            return
-        self.backend = backend
-        backend.active += 1
-        connection = backend.claim()
-        if connection is None:
-            self._connect(route, backend, reuse=True)
-        else:
-            self._send(connection)
-
-    def _connect(self, route: Route, backend: Backend, *, reuse: bool) -> None:
-        self.state = CONNECTING
-        self._connecting = self._services.loop.create_task(self._reach(route, backend, reuse=reuse))
-
-    async def _reach(self, route: Route, backend: Backend, *, reuse: bool) -> None:
-        try:
-            connection = await route.upstream.connect(
-                backend, self.client, timeout=self._services.connect_timeout, move_to=self._move_to, reuse=reuse
-            )
-            self._connecting = None
-            self._send(connection)
-        except failures.ConnectFailed as failure:
-            self._connecting = None
-            self._give_up(failure)
-        except Exception:  # noqa: BLE001  # nobody waits for this task, and the client would wait for ever
-            self.crash()
-
-    def _move_to(self, backend: Backend) -> None:
-        if self.backend is not None:
-            self.backend.active -= 1
-        self.backend = backend
-        backend.active += 1
-        self.retries += 1
 
     def _send(self, connection: BackendStream) -> None:
         assert self._request is not None  # noqa: S101
@@ -286,6 +247,9 @@ class Exchange(Record):
             fields = [*fields, (b"Date", http_date())]  # RFC 9110 6.6.1: a recipient with a clock adds it
         if head.trailer and head.framing is _CHUNKED:
             fields = [*fields, (b"Trailer", head.trailer)]
+        route = self.forward.route  # type: ignore[union-attr]  # it was forwarded
+        if (route.inspects or 300 <= head.status < 400) and route.inspector is not None:
+            fields = route.inspector.answered(self, head, fields)
         self._client.send_head(head.status, head.reason, fields, head.length, has_body=head.framing is not _NO_BODY)
 
     def answer_data(self, data: bytes) -> None:
@@ -376,9 +340,7 @@ class Exchange(Record):
         self._finish()
 
     def _drop_backend(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+        self._stop_looking()
         if self._connection is not None:
             self._connection.abort()
             self._connection = None

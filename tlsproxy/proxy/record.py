@@ -20,11 +20,13 @@ class Record:
 
     `backend_ms` (-1 without an answer) is the time from sending the request to the head of the answer. `bytes_in` and
     `bytes_out` count bodies. `template` is the application's own name for the path, as "/items/{item_id}"; "" unknown.
+    `trace` is the id (hexadecimal) of the trace that the exchange is part of, b"" with tracing off.
     """
 
     __slots__ = (
         "backend", "backend_ms", "bytes_in", "bytes_out", "client", "ended", "error", "forward", "head", "info",
         "request_id", "retries", "reused", "site", "started", "started_at", "status", "template",
+        "trace",
     )  # fmt: skip
 
     def __init__(self, head: RequestHead, info: ConnectionInfo) -> None:
@@ -46,3 +48,4 @@ class Record:
         self.retries = 0
         self.error = ""
         self.template = ""
+        self.trace = b""

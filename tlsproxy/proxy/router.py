@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from tlsproxy.proxy.challenges import HTTP_PREFIX
 from tlsproxy.proxy.hosts import find_host
@@ -21,15 +21,32 @@ from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.wire.fields import Fields
 from tlsproxy.wire.messages import RequestHead
 
+if TYPE_CHECKING:
+    from tlsproxy.proxy.inspection import Inspector
+
 _UNKNOWN_HOST: Final = "No site with this name is served here."
 _MISDIRECTED: Final = "This connection was opened for another name; open a new one for this host."
 _READING: Final = (b"GET", b"HEAD")
 
 
 class Route:
-    """One path prefix of a site and where it leads. `prefix` is b"" for "/"."""
+    """One path prefix of a site and where it leads. `prefix` is b"" for "/".
 
-    __slots__ = ("label", "max_body", "prefix", "response_timeout", "strip", "upstream")
+    `extra` are fields for the backend beyond those of the client; `inspector` is shown redirects, and all
+    answers if the route `inspects`.
+    """
+
+    __slots__ = (
+        "extra",
+        "inspector",
+        "inspects",
+        "label",
+        "max_body",
+        "prefix",
+        "response_timeout",
+        "strip",
+        "upstream",
+    )
 
     def __init__(self, path: str, upstream: Upstream, *, strip: bool, response_timeout: float, max_body: int) -> None:
         self.label = path
@@ -38,6 +55,9 @@ class Route:
         self.strip = strip and bool(self.prefix)
         self.response_timeout = response_timeout
         self.max_body = max_body
+        self.extra: Fields = []
+        self.inspector: Inspector | None = None
+        self.inspects = False
 
     def matches(self, path: bytes) -> bool:
         """Whether `path` (without query) is the prefix or lies below it; "/api" does not match "/apis"."""

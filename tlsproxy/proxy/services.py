@@ -9,20 +9,33 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tlsproxy.proxy.rate import Quiet
 from tlsproxy.wire.forwarding import Options
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.record import Record
-    from tlsproxy.proxy.router import Router
+    from tlsproxy.proxy.router import Router, Site
+    from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.messages import RequestHead
+
+
+class Trace(Protocol):
+    """What follows requests across services."""
+
+    def begin(self, exchange: Record, head: RequestHead) -> Fields:
+        """The request is about to go out; returns the fields that tell the backend which trace it belongs to."""
+        ...
+
+    def ended(self, exchange: Record) -> None: ...
 
 
 class Services:
     """Durations in seconds, sizes in bytes.
 
-    Mutable state: `draining`, `open_streams` (of HTTP/2, of all clients), the request counters.
+    Mutable state: `draining`, `staying` (sites whose requests may take longer then), `open_streams` (of HTTP/2, of all
+    clients), the request counters.
     """
 
     __slots__ = (
@@ -44,7 +57,10 @@ class Services:
         "quiet",
         "requests",
         "router",
+        "staying",
+        "tally",
         "target_size",
+        "trace",
         "tunnel_idle",
         "write_idle",
     )  # fmt: skip
@@ -83,13 +99,20 @@ class Services:
         self.write_idle = write_idle
         self.http2_streams = http2_streams
         self.most_streams = most_streams
+        self.tally: Callable[[Record], None] | None = None  # counts exchanges; None: nobody does
+        self.trace: Trace | None = None  # None: tracing is off
         self.open_streams = 0
         self.draining = False
+        self.staying: frozenset[str] = frozenset()
         self.quiet = Quiet()  # for lines that a client can have written at will
         self.requests = 0
         # 8 random bytes a process and a counter: unique without a system call per request; no secret is made of it.
         self._id_prefix = os.urandom(8).hex().encode()
         self._next_id = 0
+
+    def lets_stay(self, site: Site | None) -> bool:
+        """While draining: whether what is in flight there may take longer than the rest."""
+        return site is not None and site.name in self.staying
 
     def next_request_id(self) -> bytes:
         """A new request id: 24 hexadecimal digits."""
@@ -100,3 +123,7 @@ class Services:
         """An exchange has ended, for better or worse."""
         self.requests += 1
         self._write_record(exchange)
+        if self.tally is not None:
+            self.tally(exchange)
+        if self.trace is not None:
+            self.trace.ended(exchange)
