@@ -43,6 +43,9 @@ class EchoDriver:
         self.ticks = 0
         self.idle_since: float | None = None
 
+    def sites_in_flight(self) -> tuple[()]:
+        return ()
+
     def data_received(self, data: bytes) -> None:
         if not data.startswith(b"!"):
             self.stream.write(data)

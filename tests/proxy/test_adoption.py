@@ -12,7 +12,7 @@ from tests.fakes.backend import OK
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage, client_context
 from tests.proxy.test_listener import GET, redirected
-from tlsproxy.proxy import front
+from tlsproxy.proxy import draining
 
 PATIENCE = 5
 
@@ -95,7 +95,7 @@ class TestLastDrain:
     def test_waits_a_second_at_most_for_one_that_says_nothing(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(front, "_GRACE", 0.1)  # the second
+        monkeypatch.setattr(draining, "_GRACE", 0.1)  # the second
         stage.serve(stage.backend())
         silent = stage.dial()
         stage.wait(lambda: len(stage.front.connections) == 1)

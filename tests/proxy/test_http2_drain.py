@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.backend import OK, Backend
 from tests.fakes.frames import NO_ERROR, FramePeer
 from tests.fakes.stage import Stage
-from tlsproxy.proxy import front
+from tlsproxy.proxy import draining
 
 NEVER = 2**31 - 1
 
@@ -17,7 +17,7 @@ NEVER = 2**31 - 1
 @pytest.fixture
 def backend(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The one behind a.test. Connections that came just now are told at once as well."""
-    monkeypatch.setattr(front, "_GRACE", 0.0)
+    monkeypatch.setattr(draining, "_GRACE", 0.0)
     backend = stage.backend()
     stage.serve(backend)
     return backend

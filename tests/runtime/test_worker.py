@@ -108,6 +108,7 @@ def test_its_life_from_start_to_drain(worker: LoneWorker) -> None:
     worker.send(CertificatesChanged(("internal/a.test",)))
     worker.send(Drain(5))
     assert worker.hear() == Leaving()
+    assert isinstance(worker.hear(), Stats)
     assert worker.hear() == Drained(cut=0)
     assert worker.hear() is None
     assert worker.wait() == (0, "")
@@ -166,6 +167,7 @@ def test_a_terminal_cannot_end_it_but_sigterm_drains(worker: LoneWorker) -> None
     assert isinstance(worker.hear(), Stats)
     worker.process.send_signal(signal.SIGTERM)
     assert worker.hear() == Leaving()
+    assert isinstance(worker.hear(), Stats)
     assert worker.hear() == Drained(cut=0)
     assert worker.wait() == (0, "")
 
@@ -211,14 +213,14 @@ def test_an_order_that_fails_costs_no_worker(monkeypatch: pytest.MonkeyPatch, ca
         front.start([])
         for order in (ReopenLogs(), StatsRequest(), Drain(5)):
             supervisor.send(order)
-        await Worker(channel, front, {}, drain=5).serve()
+        await Worker(channel, front, {}, slot=0, drain=5).serve()
         channel.close()
         heard = [message async for message in supervisor]
         supervisor.close()
         await asyncio.gather(supervisor.wait_closed(), channel.wait_closed())
         return heard
 
-    assert [type(message) for message in asyncio.run(scene())] == [Ready, Stats, Leaving, Drained]
+    assert [type(message) for message in asyncio.run(scene())] == [Ready, Stats, Leaving, Stats, Drained]
     assert [record.message for record in caplog.records] == ["worker.order_failed"]
 
 

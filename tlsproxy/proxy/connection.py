@@ -23,6 +23,7 @@ from tlsproxy.wire.proxy_protocol import ProxyProtocolError, parse_proxy_header
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tlsproxy.proxy.router import Site
     from tlsproxy.proxy.stream import ConnectionOwner, Driver, Network
 
 logger = logging.getLogger(__name__)
@@ -227,6 +228,10 @@ class Connection(asyncio.Protocol, ABC):
                 self._guard(self._driver.drain)
         elif self._state is HELLO and not self._early:
             self.close()
+
+    def sites_in_flight(self) -> Sequence[Site | None]:
+        """The site of each request and WebSocket on this connection; None for what belongs to none."""
+        return self._driver.sites_in_flight() if self._driver is not None else ()
 
     # -- for the subclasses
 

@@ -6,16 +6,18 @@ Owns everything a worker opens: listeners, connections, pools, the access log. O
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
 from tlsproxy.proxy.certificates import Certificates
+from tlsproxy.proxy.draining import Draining
 from tlsproxy.proxy.health import HealthChecks
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
@@ -43,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 _TICK: Final = 0.5  # seconds
 _HANDSHAKE_LINES: Final = 5  # failed handshakes that are logged one by one per tick; the rest is counted
-_GRACE: Final = 1.0  # seconds in which a client that has only just connected may begin to speak to a draining worker
 _RESERVED_FILES: Final = 64  # descriptors for everything that is not a client or its backend connection
 
 
@@ -92,9 +93,11 @@ class Front:
         self.metrics = Metrics()
         self._sites: list[Site] = []
         self._services = self._make_services(settings)
+        self._services.tally = self.metrics.tally
         self._checks = HealthChecks(
             settings.sites, connect_timeout=limits.connect_timeout, fields=_proof(settings.server.backend_secret)
         )
+        self._draining = Draining(self.connections, self._services, loop)
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -117,46 +120,41 @@ class Front:
         """Leave an adopted slot to others: connections stay, the sockets are the caller's again."""
         return [(kind, listener.stop()) for kind, listener in self._adopted.pop(slot, [])]
 
-    async def drain(self, timeout: float, *, last: bool = False) -> int:
+    async def drain(
+        self,
+        timeout: float,
+        *,
+        last: bool = False,
+        dropped: Collection[int] = (),
+        unchanged: Collection[str] = (),
+        streams: float = 0.0,
+    ) -> int:
         """Stop accepting, let what is in flight end for at most `timeout` seconds, then cut it and let go of all.
 
-        `last`: nobody else will accept from these sockets, so what is queued there is still served. Returns how many
-        connections had to be cut.
+        `last`: nobody else will accept from these sockets, so what is queued there is still served; the same holds for
+        those whose descriptors are in `dropped`. What belongs to the sites named in `unchanged` may take `streams`
+        seconds. Returns how many connections had to be cut.
         """
         self._services.draining = True
         listeners = self._all_listeners()
-        self._close_listeners(listeners, last=last)
-        try:
+        for listener in listeners:
+            if last or listener.descriptor in dropped:
+                listener.take_queued()
+            listener.close()
+        if not last:
+            self._certificates.room.ask_again()  # whoever was asked leaves too
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 for listener in listeners:
                     await listener.settle()
-                self._drain_connections(min(_GRACE, timeout / 2))
-                await self.connections.empty.wait()
-        except TimeoutError:
-            pass
-        cut = len(self.connections)
-        if cut:
-            logger.warning("drain.cut", extra={"connections": cut, "after_seconds": timeout})
-            for connection in self.connections:
-                connection.abort()
-            await asyncio.sleep(0)  # lets the transports report their end, which writes the log lines
+        cut = await self._draining.run(timeout, unchanged, streams)
+        await asyncio.sleep(0)  # lets the transports report their end, which writes the log lines
         self.close()
         return cut
 
-    def _close_listeners(self, listeners: Sequence[Listener], *, last: bool) -> None:
-        for listener in listeners:
-            if last:
-                listener.take_queued()
-            listener.close()
-
-    def _drain_connections(self, grace: float) -> None:
-        """At once, except those that came just now: their first bytes are under way."""
-        now = self.loop.time()
-        new = [each for each in self.connections if each.idle_since is not None and now - each.idle_since < grace]
-        for connection in set(self.connections).difference(new):
-            connection.drain()
-        for connection in new:
-            self.loop.call_later(grace, connection.drain)
+    def hasten(self, timeout: float) -> None:
+        """Be done with the drain in `timeout` seconds, if it was not to be sooner."""
+        self._draining.hasten(timeout)
 
     def close(self) -> None:
         """Let go of everything that is not a client connection."""

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import Final
 
 from tlsproxy.proxy.exchange import Exchange
+from tlsproxy.proxy.router import Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
 from tlsproxy.proxy.tunnel import Tunnel
@@ -160,6 +161,11 @@ class Http1Driver:
         elif self._exchange is None and not self._reader.buffered:
             self._waiting_for = _NEXT_REQUEST
             self._waiting_since = time.monotonic()
+
+    def sites_in_flight(self) -> list[Site | None]:
+        if self._tunnel is not None:
+            return [self._tunnel.site]
+        return [] if self._exchange is None else [self._exchange.site]
 
     @property
     def idle_since(self) -> float | None:

@@ -27,6 +27,7 @@ from tlsproxy.wire.http2 import Http2Error, Limits, ServerCodec
 from tlsproxy.wire.messages import ProtocolError
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.router import Site
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo
     from tlsproxy.wire.fields import Fields
@@ -143,13 +144,20 @@ class Http2Driver:
 
     def drain(self) -> None:
         """Tell the client to begin no more streams here; those it has begun end normally (RFC 9113 6.8)."""
-        if self._over or self._leaving_since:
+        if self._over:
+            return
+        if self._leaving_since:  # what was let stay is to leave now
+            for each in tuple(self._streams.values()):
+                each.drain()
             return
         self._leaving_since = time.monotonic()
         self.codec.announce_shutdown()
         for each in tuple(self._streams.values()):
             each.drain()
         self.schedule()
+
+    def sites_in_flight(self) -> list[Site | None]:
+        return [each.site for each in self._streams.values()]
 
     @property
     def idle_since(self) -> float | None:

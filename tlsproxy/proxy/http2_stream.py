@@ -27,6 +27,7 @@ from tlsproxy.wire.messages import ProtocolError
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.http2 import Http2Driver
+    from tlsproxy.proxy.router import Site
     from tlsproxy.proxy.stream import ConnectionInfo
     from tlsproxy.proxy.tunnel import Tunnel
     from tlsproxy.wire.fields import Fields
@@ -71,6 +72,11 @@ class Http2Stream:
     @property
     def info(self) -> ConnectionInfo:
         return self._driver.stream.info
+
+    @property
+    def site(self) -> Site | None:
+        owner = self._tunnel or self._exchange
+        return owner.site if owner is not None else None
 
     @property
     def stream(self) -> Http2Stream:

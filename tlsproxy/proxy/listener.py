@@ -188,6 +188,10 @@ class Listener:
         sock.setblocking(False)
         loop.add_reader(sock, self._accept)
 
+    @property
+    def descriptor(self) -> int:
+        return self._sock.fileno()
+
     def stop(self) -> socket.socket:
         """Stop accepting and hand the socket back. What is queued stays there for whoever listens on a copy of it."""
         if self._resume is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tlsproxy.proxy.connection import Connection
     from tlsproxy.proxy.contexts import ContextTable
+    from tlsproxy.proxy.router import Site
     from tlsproxy.proxy.sitetls import TlsPolicy
 
 Network = IPv4Network | IPv6Network
@@ -132,7 +133,11 @@ class Driver(Protocol):
         ...
 
     def drain(self) -> None:
-        """The worker is leaving: finish what is in flight, accept nothing new, then close."""
+        """The worker is leaving: finish what is in flight, accept nothing new, then close. May come twice."""
+        ...
+
+    def sites_in_flight(self) -> Sequence[Site | None]:
+        """The site of each request and WebSocket that is not over."""
         ...
 
     @property

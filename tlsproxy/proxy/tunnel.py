@@ -14,6 +14,7 @@ from tlsproxy.wire.websocket import GOING_AWAY, FrameBorders, close_frame
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.exchange import Exchange
+    from tlsproxy.proxy.router import Site
     from tlsproxy.proxy.services import Services
 
 _FAREWELL: Final = 10.0  # seconds in which a backend answers a close frame, or has closed the connection
@@ -33,7 +34,7 @@ class Tunnel:
 
     __slots__ = (
         "_active", "_backend", "_bytes_in", "_bytes_out", "_exchange", "_from_backend", "_from_client", "_idle",
-        "_leaving", "_over", "_said_to_backend", "_said_to_client", "_stream",
+        "_leaving", "_over", "_said_to_backend", "_said_to_client", "_services", "_stream",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, stream: TunnelClient, backend: BackendStream, services: Services) -> None:
@@ -46,7 +47,8 @@ class Tunnel:
         self._from_backend = FrameBorders()
         self._bytes_in = 0
         self._bytes_out = 0
-        self._leaving = services.draining
+        self._services = services
+        self._leaving = False
         self._said_to_client = False
         self._said_to_backend = False
         self._over = False
@@ -58,8 +60,12 @@ class Tunnel:
             self.client_data(from_client)
         if from_backend:
             self.backend_data(from_backend)
-        if self._leaving:
+        if self._services.draining:
             self.drain()
+
+    @property
+    def site(self) -> Site | None:
+        return self._exchange.site
 
     # --- the client's side --------------------------------------------------------------------------------------------
 
@@ -125,7 +131,12 @@ class Tunnel:
             self._end()
 
     def drain(self) -> None:
-        """Say 1001 to both sides: now where no frame is under way, else at the end of that frame."""
+        """Say 1001 to both sides: now where no frame is under way, else at the end of that frame.
+
+        Not yet if it belongs to a site that stays: then it is asked again when that is over.
+        """
+        if self._leaving or self._services.lets_stay(self.site):
+            return
         self._leaving = True
         if not self._said_to_client and self._from_backend.at_border:
             self._said_to_client = True

@@ -130,13 +130,15 @@ class Drain:
     """Supervisor → child: take nothing new, finish what is in flight, be gone within `timeout` seconds.
 
     Without a `timeout` the child takes the time of its settings. `last`: nobody listens after this child, so what is
-    queued for it is to be served too. What belongs to the sites named in `unchanged` may take `streams` seconds.
+    queued for it is to be served too; so it is with the listeners whose descriptors (as in Start) are in `dropped`.
+    What belongs to the sites named in `unchanged` may take `streams` seconds. A second Drain shortens the first.
     """
 
     timeout: float | None = None
     last: bool = False
     unchanged: tuple[str, ...] = ()
     streams: float = 0.0
+    dropped: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

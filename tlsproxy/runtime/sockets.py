@@ -14,7 +14,7 @@ import errno
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -52,11 +52,16 @@ class Address:
 
 @dataclass(frozen=True)
 class Listener:
-    """A bound, listening, non-blocking socket, what is spoken on it, and whose it is. The supervisor closes it."""
+    """A bound, non-blocking socket, what is spoken on it, and whose it is. The supervisor closes it.
+
+    `text` is what the configuration says, `entry` which of its addresses this is one of: a name may mean several.
+    """
 
     kind: ListenerKind
     socket: socket.socket
     slot: int = 0
+    text: str = ""
+    entry: int = 0
 
     @property
     def address(self) -> str:
@@ -85,12 +90,44 @@ def bind_listeners(https: Iterable[str], http: Iterable[str], slots: int = 1) ->
     wanted += [("http", text) for text in http]
     with contextlib.ExitStack() as undo:
         listeners: list[Listener] = []
-        for kind, text in wanted:
-            for slot, sock in _bind(parse_address(text), slots):
-                undo.callback(sock.close)
-                listeners.append(Listener(kind, sock, slot))
+        for entry, (kind, text) in enumerate(wanted):
+            for listener in bind_entry(kind, text, entry, slots):
+                undo.callback(listener.socket.close)
+                listeners.append(listener)
         undo.pop_all()
     return tuple(listeners)
+
+
+def bind_entry(kind: ListenerKind, text: str, entry: int, slots: int, *, listens: bool = True) -> list[Listener]:
+    """Bind one address of the configuration; without `listens`, `start_listening` is to follow. Raises ListenError."""
+    bound = _bind(parse_address(text), slots, listens=listens)
+    return [Listener(kind, sock, slot, text, entry) for slot, sock in bound]
+
+
+def join_listeners(listeners: Iterable[Listener], slot: int) -> list[Listener]:
+    """Bind sockets for one more slot beside those of other slots. `start_listening` follows. Raises ListenError."""
+    listeners = list(listeners)
+    with contextlib.ExitStack() as undo:
+        joined = []
+        for first in (each for each in listeners if each.slot == 0):
+            sock = _join(first.socket, [each.socket for each in listeners if each.address == first.address])
+            undo.callback(sock.close)
+            joined.append(replace(first, socket=sock, slot=slot))
+        undo.pop_all()
+    return joined
+
+
+def start_listening(listener: Listener) -> None:
+    """Have the kernel queue connections for a socket that was only bound; harmless for others. Raises ListenError."""
+    try:
+        listener.socket.listen(BACKLOG)
+    except OSError as error:
+        address = Address(*listener.socket.getsockname()[:2])
+        raise ListenError(f"cannot listen on {address}: {_explain(error, address)}") from error
+
+
+def is_listening(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def close_listeners(listeners: Iterable[Listener]) -> None:
@@ -109,11 +146,11 @@ def inherit_listeners(inherited: Iterable[tuple[ListenerKind, int, int]]) -> Slo
     return slots
 
 
-def _bind(address: Address, slots: int) -> list[tuple[int, socket.socket]]:
+def _bind(address: Address, slots: int, *, listens: bool) -> list[tuple[int, socket.socket]]:
     with contextlib.ExitStack() as undo:
         bound: list[tuple[int, socket.socket]] = []
         for family, host in _resolve(address) if address.host else [_everywhere()]:
-            for slot, sock in enumerate(_listen_together(family, host, address, slots)):
+            for slot, sock in enumerate(_listen_together(family, host, address, slots, listens)):
                 undo.callback(sock.close)
                 bound.append((slot, sock))
         undo.pop_all()
@@ -145,20 +182,22 @@ def _resolve(address: Address) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found))
 
 
-def _listen_together(family: socket.AddressFamily, host: str, address: Address, slots: int) -> list[socket.socket]:
+def _listen_together(
+    family: socket.AddressFamily, host: str, address: Address, slots: int, listens: bool
+) -> list[socket.socket]:
     """Listen with `slots` sockets on one address that was free before.
 
     The first one listens without SO_REUSEPORT: only then does the kernel refuse a port that another process shares out,
     be it another tlsproxy. From there on nobody but this user's processes can join it.
     """
-    first = _listen(family, host, address)
+    first = _listen(family, host, address, listens=listens)
     taken = Address(address.host, first.getsockname()[1])
     with contextlib.ExitStack() as undo:
         siblings: list[socket.socket] = []
         try:
             for _ in range(1, slots if _SPREADS else 1):
                 first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                siblings.append(undo.enter_context(_listen(family, host, taken, together=True)))
+                siblings.append(undo.enter_context(_listen(family, host, taken, listens=listens, together=True)))
         except ListenError:
             # A sandbox's kernel may want the option before the first bind. Sharing one queue is slower, and works.
             siblings.clear()
@@ -167,7 +206,25 @@ def _listen_together(family: socket.AddressFamily, host: str, address: Address, 
     return [first, *(siblings or [first.dup() for _ in range(1, slots)])]
 
 
-def _listen(family: socket.AddressFamily, host: str, address: Address, *, together: bool = False) -> socket.socket:
+def _join(first: socket.socket, siblings: Iterable[socket.socket]) -> socket.socket:
+    """Return a socket of its own on the address of `siblings`, or a copy where the kernel does not spread."""
+    host, port = first.getsockname()[:2]
+    address = Address("" if first.family == socket.AF_INET6 and not _is_v6_only(first) else host, port)
+    if _SPREADS:
+        for sibling in siblings:
+            sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with contextlib.suppress(ListenError):
+            return _listen(first.family, host, address, listens=False, together=True)
+    return first.dup()
+
+
+def _is_v6_only(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+
+
+def _listen(
+    family: socket.AddressFamily, host: str, address: Address, *, listens: bool = True, together: bool = False
+) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Without it a restart has to wait for the TIME_WAIT connections of the previous run.
@@ -178,7 +235,8 @@ def _listen(family: socket.AddressFamily, host: str, address: Address, *, togeth
         if together:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, address.port))
-        sock.listen(BACKLOG)
+        if listens:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()

@@ -34,17 +34,19 @@ from tlsproxy.runtime.messages import (
     Failed,
     Leaving,
     Message,
+    PlanChanged,
     Probe,
     Probed,
     Ready,
     ReleaseListeners,
     ReopenLogs,
+    Serve,
     Start,
     Stats,
     StatsRequest,
 )
 from tlsproxy.runtime.privileges import drop_privileges
-from tlsproxy.runtime.sockets import Slots, inherit_listeners
+from tlsproxy.runtime.sockets import Slots, inherit_listeners, is_listening
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
 
@@ -98,11 +100,11 @@ def _prepare(start: Start, channel: ControlChannel) -> Worker | int:
         logger.exception("worker.failed", extra={"slot": start.slot})
         channel.send(Failed(f"worker {start.slot} could not be set up: {type(error).__name__}: {error}"))
         return 1
-    return Worker(channel, front, others, drain=settings.server.drain)
+    return Worker(channel, front, others, slot=start.slot, drain=settings.server.drain)
 
 
 def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[Front, Slots]:
-    """Return the Front, which listens on this worker's slot, and the sockets of the other slots."""
+    """Return the Front, which listens on this worker's slot, and the sockets that it does not listen on (yet)."""
     logs.configure(settings.log)
     # Before the store, a key or a client is touched: what root alone can read must fail now, not at a renewal.
     drop_privileges(settings.server.user)
@@ -114,7 +116,10 @@ def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[
         want=lambda host, client: channel.send(CertificateWanted(host, client)),
     )
     slots = inherit_listeners(start.listeners)
-    front.start(slots.pop(start.slot, ()))
+    own = slots.pop(start.slot, ())
+    front.start([each for each in own if is_listening(each[1])])
+    if later := [each for each in own if not is_listening(each[1])]:
+        slots[start.slot] = later  # until Serve
     return front, slots
 
 
@@ -131,8 +136,12 @@ class Worker:
 
     # Mutable: _others, which loses the slots that the Front has adopted; _probing (a task for each open Probe).
 
-    def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, drain: float) -> None:
-        """`others` are inherited sockets of other slots, `drain` is the time to leave in when no order names one."""
+    def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, slot: int, drain: float) -> None:
+        """`others` are inherited sockets of other slots, and those of its own that nobody listens on yet.
+
+        `drain` is the time to leave in when no order names one.
+        """
+        self._slot = slot
         self._channel = channel
         self._front = front
         self._others = others
@@ -142,14 +151,31 @@ class Worker:
     async def serve(self) -> None:
         """Say Ready, serve, drain. Returns when this process has nothing left to do."""
         self._channel.send(Ready())
+        # A supervisor that is gone starts nobody who could serve what is queued.
+        order = await self._obey_until_drain() or Drain(last=True)
+        meanwhile = asyncio.create_task(self._obey_meanwhile())
+        await self._drain(order)
+        meanwhile.cancel()
+
+    async def _obey_until_drain(self) -> Drain | None:
+        """Return the order to leave, or None when the supervisor is gone."""
         while not isinstance(message := await self._receive(), Drain | None):
             try:
                 self._obey(message)
             except Exception:
                 # A worker that serves is worth more than the order that it could not carry out.
                 logger.exception("worker.order_failed", extra={"order": type(message).__name__})
-        # A supervisor that is gone starts nobody who could serve what is queued.
-        await self._drain(message or Drain(last=True))
+        return message
+
+    async def _obey_meanwhile(self) -> None:
+        """While draining: a second order to leave, or the supervisor's end, makes it shorter."""
+        while (order := await self._obey_until_drain()) is not None:
+            self._hasten(order)
+        self._hasten(Drain())
+
+    def _hasten(self, order: Drain) -> None:
+        timeout = self._drain_time if order.timeout is None else order.timeout
+        self._front.hasten(timeout)
 
     async def _receive(self) -> Message | None:
         """A supervisor that cannot be understood is treated like one that is gone."""
@@ -170,6 +196,8 @@ class Worker:
                 self._adopt(slots)
             case ReleaseListeners(slots=slots):
                 self._others.update((slot, self._front.release(slot)) for slot in slots)
+            case Serve():
+                self._adopt([self._slot])
             case ReopenLogs():
                 self._front.reopen_logs()
             case StatsRequest():
@@ -178,6 +206,8 @@ class Worker:
                 probing = asyncio.create_task(self._probe(message))
                 self._probing.add(probing)
                 probing.add_done_callback(self._probing.discard)
+            case PlanChanged():
+                pass
             case _:
                 logger.error("worker.unexpected_message", extra={"message_type": type(message).__name__})
 
@@ -193,12 +223,15 @@ class Worker:
         for _, sock in chain.from_iterable(self._others.values()):
             sock.close()
         timeout = self._drain_time if order.timeout is None else order.timeout
+        longest = max(timeout, order.streams)
         cut = 0
         try:
-            async with asyncio.timeout(timeout + DRAIN_OVERRUN):
-                cut = await self._front.drain(timeout, last=order.last)
+            async with asyncio.timeout(longest + DRAIN_OVERRUN):
+                cut = await self._front.drain(
+                    timeout, last=order.last, dropped=order.dropped, unchanged=order.unchanged, streams=order.streams
+                )
         except TimeoutError:
-            logger.error("worker.drain_overrun", extra={"timeout": timeout})  # noqa: TRY400 - says it all
+            logger.error("worker.drain_overrun", extra={"timeout": longest})  # noqa: TRY400 - says it all
             cut = self._front.stats()["connections"]
         self._channel.send(self._stats())
         self._channel.send(Drained(cut))
