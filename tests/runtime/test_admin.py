@@ -254,7 +254,7 @@ def test_a_proxy_that_ends_is_told_from_work_that_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "said"),
     [
-        ("GET", ("nope",), 404, "GET /status, GET /healthz, GET /certs"),
+        ("GET", ("nope",), 404, "GET /status, GET /healthz, GET /metrics, GET /certs"),
         ("GET", ("certs", "acme", "a.test"), 404, "written %2F"),
         ("GET", ("certs", ""), 404, "there is no /certs/"),
         ("GET", (), 404, "there is no /"),
@@ -326,6 +326,7 @@ def test_the_routes_are_those_of_the_contract() -> None:
     assert [str(route) for route in ROUTES] == [
         "GET /status",
         "GET /healthz",
+        "GET /metrics",
         "GET /certs",
         "GET /certs/NAME",
         "DELETE /certs/NAME",

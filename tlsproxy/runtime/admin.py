@@ -22,6 +22,7 @@ from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
 from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket
 from tlsproxy.runtime.calls import Call
+from tlsproxy.runtime.exposition import Page
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.messages import AdminProgress, AdminResult
 
@@ -62,8 +63,13 @@ class AdminServer:
         identity: Identity,
         generation: Callable[[], Generation],
         canonical: Callable[[str], str] = str,
+        scrape: Callable[[str], Awaitable[Page]] | None = None,
     ) -> None:
-        """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one."""
+        """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one.
+
+        `scrape` returns the metrics in the format that an Accept header asks for.
+        """
+        self._scrape = scrape
         self._identity = identity
         self._generation = generation
         self._canonical = canonical
@@ -114,7 +120,7 @@ class AdminServer:
         for route, name in matches:
             if route.method == request.method:
                 _check_name(name)
-                return await route.act(self, Asked(route.verb, name, request.options))
+                return await route.act(self, Asked(route.verb, name, request.options, request.accept))
         allowed = ", ".join(route.method for route, _ in matches)
         sentence = f"{request.method} has no meaning for /{'/'.join(request.path)}; use {allowed}"
         return Answer(405, {"error": sentence}, (("Allow", allowed),))
@@ -144,6 +150,12 @@ class AdminServer:
         if not ready:
             return Answer(503, {"error": "no worker is ready at the moment, they are being started again"})
         return Answer(200, {"status": "ok", "workers": ready})
+
+    async def tell_metrics(self, asked: Asked) -> Answer:
+        if self._scrape is None:
+            raise Refusal(404, "this proxy has no metrics")
+        page = await self._scrape(asked.accept)
+        return Answer(200, page.body, kind=page.content_type)
 
     async def ask(self, asked: Asked) -> Answer:
         """Put a question to the certifier, which answers at once."""
@@ -184,6 +196,7 @@ class Asked:
     verb: str
     name: str
     options: Mapping[str, str]
+    accept: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,6 +227,7 @@ class Route:
 ROUTES = (
     Route("GET", ("status",), AdminServer.tell_status),
     Route("GET", ("healthz",), AdminServer.tell_health),
+    Route("GET", ("metrics",), AdminServer.tell_metrics),
     Route("GET", ("certs",), AdminServer.ask, "list"),
     Route("GET", ("certs", "NAME"), AdminServer.ask, "show"),
     Route("DELETE", ("certs", "NAME"), AdminServer.remove, "remove"),

@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from tlsproxy.runtime.messages import BackendPlan, ReopenLogs
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.notifier import Notifier
 from tlsproxy.runtime.rotation import LogMaker
+from tlsproxy.runtime.scrape import Configured, Scraper
 from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
 from tlsproxy.settings import Loaded, Settings
 
@@ -70,7 +72,14 @@ class Supervisor:
         self._log_maker = LogMaker(settings)
         self._generation = make_generation(1, settings, listeners, self._heirloom, self._plan)
         names = Names(settings.sites)
-        self._admin = AdminServer(_identity(settings, listeners), lambda: self._generation, names.certificate)
+        self._scraper = Scraper(
+            self._heirloom.ears.collector,
+            lambda: (self._generation,),
+            lambda: Configured.of(self._settings),
+            time.time(),
+        )
+        identity = _identity(settings, listeners)
+        self._admin = AdminServer(identity, lambda: self._generation, names.certificate, self._scraper.page)
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -84,6 +93,7 @@ class Supervisor:
         finally:
             await self._generation.kill()
             await self._admin.kill()
+            self._scraper.close()
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
