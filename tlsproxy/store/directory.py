@@ -21,8 +21,8 @@ from tlsproxy.errors import StoreError
 from tlsproxy.store.folder import OPEN_MODE, Folder, check_inside
 from tlsproxy.store.records import CERTIFICATES, FOLDERS
 
-LOCK, NEW, LEASES = "lock", "new", "leases"
-_SUBFOLDERS = {*FOLDERS, NEW, LEASES}
+LOCK, NEW, LEASES, PLAN = "lock", "new", "leases", "plan"
+_SUBFOLDERS = {*FOLDERS, NEW, LEASES, PLAN}
 _OURS = {*_SUBFOLDERS, LOCK, "admin.sock"}
 _LONGEST_STEM = 200  # file systems take 255 bytes; digest and suffix need room
 _LOCK_TIMEOUT = 10.0  # seconds; a writer needs milliseconds

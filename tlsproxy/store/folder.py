@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,14 +65,14 @@ class Folder:
             return False
         return True
 
-    def read(self, name: str) -> bytes | None:
-        """Return what is in a file; None if there is none."""
+    def read(self, name: str, most: int = sys.maxsize) -> bytes | None:
+        """Return what is in a file, of a longer one a bit more than `most` bytes; None if there is none."""
         try:
             descriptor = self._open(name, os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
-            return _read_all(descriptor)
+            return _read_all(descriptor, most)
         finally:
             os.close(descriptor)
 
@@ -168,10 +169,10 @@ def _link(path: Path) -> StoreError:
     )
 
 
-def _read_all(descriptor: int) -> bytes:
-    pieces = []
+def _read_all(descriptor: int, most: int) -> bytes:
+    pieces: list[bytes] = []
     while piece := os.read(descriptor, _PIECE):
         pieces.append(piece)
-        if len(piece) < _PIECE:
+        if len(piece) < _PIECE or len(pieces) * _PIECE > most:
             break
     return b"".join(pieces)
