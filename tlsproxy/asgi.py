@@ -103,7 +103,7 @@ class TLSProxyMiddleware:
 
         async def send_with_route(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
-                template = quote(route_template(scope, root), safe=_SAFE)
+                template = quote(route_template(scope, root), safe=_SAFE, errors="replace")
                 if 0 < len(template) <= _LONGEST_TEMPLATE:
                     message = {**message, "headers": [*message.get("headers", ()), (_ROUTE, template.encode())]}
             await send(message)

@@ -23,7 +23,7 @@ _MOST_TEMPLATES: Final = 1000  # of a route; a middleware that has gone mad must
 
 def answered(exchange: Record, head: ResponseHead, fields: Fields) -> Fields:
     """The fields of an answer for the client: the inspector of its route has seen it."""
-    inspector: Inspector | None = exchange.forward and getattr(exchange.forward.route, "inspector", None)
+    inspector: Inspector | None = getattr(exchange.forward and exchange.forward.route, "inspector", None)
     return fields if inspector is None else inspector.answered(exchange, head, fields)
 
 

@@ -81,8 +81,7 @@ class Templates:
         return exact, "" if exact else _walk_loosely(self._root, segments, 1)
 
     def _add(self, template: str) -> None:
-        shown = is_template(self._base + template.encode("utf-8", "replace")) if template.isascii() else ""
-        shown = shown or is_template(self._base + quote(template, safe=_SEGMENT + "/{}").encode())
+        shown = is_template(self._base + _quoted(template, "/{}"))
         segments = template.split("/")[1:]
         if not shown or len(segments) > _MOST_SEGMENTS:
             return
@@ -98,13 +97,13 @@ class Templates:
 def _step(node: _Node, segment: str) -> _Node:
     """The node below for a segment of a template, made if it is not there."""
     if "{" not in segment or "}" not in segment:
-        return node.literals.setdefault(quote(segment, safe=_SEGMENT).encode(), _Node())
+        return node.literals.setdefault(_quoted(segment), _Node())
     before, _, rest = segment.partition("{")
     behind = rest.rpartition("}")[2]
     if not before and not behind:
         node.parameter = node.parameter or _Node()
         return node.parameter
-    edges = quote(before, safe=_SEGMENT).encode(), quote(behind, safe=_SEGMENT).encode()
+    edges = _quoted(before), _quoted(behind)
     for known_before, known_behind, below in node.mixed:
         if (known_before, known_behind) == edges:
             return below
@@ -139,6 +138,11 @@ def _walk_loosely(node: _Node, segments: list[bytes], at: int) -> str:
     return node.rest
 
 
+def _quoted(text: str, more: str = "") -> bytes:
+    """As a client writes it (RFC 3986 2.1)."""
+    return quote(text, safe=_SEGMENT + more, errors="replace").encode()
+
+
 def is_template(value: bytes) -> str:
     """`value` as text if it may be shown as a template: it begins with "/", is short, and has printable bytes only."""
     if value[:1] != b"/" or len(value) > LONGEST_TEMPLATE or value.translate(None, _TEMPLATE_BYTES):
@@ -171,4 +175,4 @@ def _root_of(document: Mapping[str, Any]) -> bytes:
         path = urlsplit(url).path
     except ValueError:
         return b""
-    return quote(path, safe=_SEGMENT + "/%").encode().rstrip(b"/") if path.startswith("/") else b""
+    return _quoted(path, "/%").rstrip(b"/") if path.startswith("/") else b""
