@@ -226,7 +226,7 @@ class Hello:
 class Handover:
     """Old supervisor → new one: what a proxy goes on with, in place of what it would make for itself.
 
-    Descriptors are inherited: `listeners` are (kind, file descriptor, slot, what the configuration called the address),
+    Descriptors are inherited: `listeners` are (kind, file descriptor, slot, text, entry) as in sockets.Listener,
     `admin` the path and the descriptor of the admin socket, `line` that of the stand-in (-1: there is none).
     `notify` and `watchdog` are as in systemd.Service, `totals` the metrics, `started` (RFC 3339) when the first of all
     supervisors was ready.
@@ -234,7 +234,7 @@ class Handover:
 
     generation: int
     ticket_secret: str = dataclasses.field(repr=False)
-    listeners: tuple[tuple[ListenerKind, int, int, str], ...]
+    listeners: tuple[tuple[ListenerKind, int, int, str, int], ...]
     plan: BackendPlan = BackendPlan()
     admin: tuple[str, int] | None = None
     line: int = -1
@@ -246,9 +246,14 @@ class Handover:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """New supervisor → old one: all its children are ready. `sites` has a digest of each, by its first host."""
+    """New supervisor → old one: all its children are ready.
+
+    `sites` has a digest of each, by its first host; `dropped` are listeners of the Handover (descriptors) that it has
+    no use for.
+    """
 
     sites: dict[str, str] = dataclasses.field(default_factory=dict)
+    dropped: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
