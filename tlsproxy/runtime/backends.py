@@ -1,0 +1,203 @@
+"""What operators do about backends and sites while the proxy runs: drain, pause, resume; what there is of them.
+
+Owns the plan of the supervisor: it is kept in a file, then all workers go by it. Knows the configured sites, asks the
+workers how their backends are; to change the backends of a route safely is the work of `swaps`. Rules: who asks for
+what is so already gets it said that it is so; what can't be kept is done all the same, with a warning, for who drains
+a backend has no time for a full disk; what workers say is believed as far as it is about what they see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tlsproxy.errors import StoreError
+from tlsproxy.runtime import plans
+from tlsproxy.runtime.adminhttp import Refusal
+from tlsproxy.runtime.generation import Generation
+from tlsproxy.runtime.messages import BackendPlan
+from tlsproxy.runtime.naming import Names
+from tlsproxy.runtime.planfile import PlanFile
+from tlsproxy.runtime.plans import State
+from tlsproxy.runtime.rows import Report, merge
+from tlsproxy.settings import Settings, Site
+
+logger = logging.getLogger(__name__)
+
+KEY_BYTES = 32
+STATS_LIMIT = 1.0
+LONGEST_PAUSE = 24 * 3600.0
+
+
+class Backends:
+    """The plan and its owner. `generations` returns those that live, the serving one first."""
+
+    # Mutable: _settings (of the serving generation), _state, _saving (orders writers: the last state is the last
+    # written), _saved (what is in the file, as far as is known).
+
+    def __init__(self, settings: Settings, generations: Callable[[], Sequence[Generation]]) -> None:
+        """Reads what was kept; what does not fit the settings is dropped, with a line in the log."""
+        self._settings = settings
+        self._generations = generations
+        self._file = PlanFile(settings.store.url)
+        self._saving = asyncio.Lock()
+        self._state = self._saved = self._file.load()
+        self._take(self._fitted(settings))
+
+    def __repr__(self) -> str:
+        return f"<Backends {self.plan!r}>"
+
+    @property
+    def plan(self) -> BackendPlan:
+        """What all workers go by now."""
+        return self._state.plan
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        return self._settings.sites
+
+    @property
+    def routes(self) -> dict[str, tuple[str, ...]]:
+        """The configured backends of each route."""
+        return plans.configured(self.sites)
+
+    # --- generations --------------------------------------------------------------------------------------------------
+
+    def plan_for(self, settings: Settings) -> BackendPlan:
+        """The plan for a generation of these settings, that may come to serve or not."""
+        return plans.fit(self._state, settings.sites, time.time())[0].plan
+
+    async def settle(self, settings: Settings) -> None:
+        """The generation of these settings serves now: what does not fit them is over."""
+        self._settings = settings
+        self._file = PlanFile(settings.store.url)
+        self._take(self._fitted(settings))
+        for generation in self._generations()[:1]:  # those that drain know the routes that what is dropped was about
+            generation.change_plan(self.plan)
+        if self._state != self._saved:
+            await self._save()
+
+    def adopt(self, plan: BackendPlan) -> None:
+        """Go on with the plan of another supervisor, which may have been kept nowhere."""
+        if plan.key:
+            self._state = State(plan, self._state.instead_of)
+            self._take(self._fitted(self._settings))
+
+    async def keep(self) -> None:
+        """Write down what is not in the file yet, such as the key of sticky cookies: they are to survive a restart."""
+        if self._state != self._saved and any(route.sticky for site in self.sites for route in site.routes):
+            await self._save()
+
+    # --- what operators want ------------------------------------------------------------------------------------------
+
+    async def list(self) -> list[dict[str, Any]]:
+        """One row for each backend of the configuration, of a swap, or of requests that are still under way."""
+        return merge(await self.reports(), plans.in_use(self.routes, self.plan), self.plan.drained)
+
+    async def drain(self, url: str) -> dict[str, Any]:
+        """Have `url` get no new request. Raises Refusal."""
+        self._require(url)
+        warnings = await self.change(replace(self._state, plan=plans.drained(self.plan, url)))
+        alone = [route for route in plans.without_others(self.routes, self.plan) if url in self._urls(route)]
+        warnings += [f"{route} has no other backend: its requests get 503 (or wait, with hold)" for route in alone]
+        return {"url": url, "state": "draining", "warnings": warnings}
+
+    async def resume(self, url: str) -> dict[str, Any]:
+        self._require(url)
+        warnings = await self.change(replace(self._state, plan=plans.resumed(self.plan, url)))
+        return {"url": url, "state": "up", "warnings": warnings}
+
+    def list_sites(self) -> list[dict[str, Any]]:
+        now = time.time()
+        return [
+            {
+                "site": site.hosts[0],
+                "hosts": list(site.hosts),
+                "paused_for": max(0.0, round(self.plan.paused.get(site.hosts[0], 0.0) - now, 1)),
+                "routes": [self._route_row(f"{site.hosts[0]} {route.path}", route.path) for route in site.routes],
+            }
+            for site in self.sites
+        ]
+
+    async def pause(self, host: str, seconds: float) -> dict[str, Any]:
+        """Have the requests of a site wait for so long, at most. Raises Refusal."""
+        if seconds > LONGEST_PAUSE:
+            raise Refusal(
+                400, f"a pause has at most {LONGEST_PAUSE / 3600:.0f} hours; it can be lengthened at any time"
+            )
+        site = self.site(host).hosts[0]
+        paused = plans.paused(self.plan, site, time.time() + seconds)
+        return {"site": site, "paused_for": seconds, "warnings": await self.change(replace(self._state, plan=paused))}
+
+    async def resume_site(self, host: str) -> dict[str, Any]:
+        site = self.site(host).hosts[0]
+        warnings = await self.change(replace(self._state, plan=plans.unpaused(self.plan, site)))
+        return {"site": site, "paused_for": 0.0, "warnings": warnings}
+
+    # --- for swaps ----------------------------------------------------------------------------------------------------
+
+    def site(self, host: str) -> Site:
+        """The site that serves this host. Raises Refusal."""
+        site = Names(self.sites).site(host)
+        if site is None:
+            known = ", ".join(site.hosts[0] for site in self.sites[:8])
+            raise Refusal(404, f"{host}: no site has this host. There is {known}{' …' * (len(self.sites) > 8)}")
+        return site
+
+    async def swap(self, route: str, backends: Sequence[str]) -> list[str]:
+        """Have the route go to these backends from now on; return warnings."""
+        return await self.change(plans.swapped(self._state, self.routes, route, backends))
+
+    async def change(self, state: State) -> list[str]:
+        """Keep it, then have all workers go by it; return warnings. First the file: who comes after a crash knows."""
+        self._state = state
+        warnings = await self._save()
+        for generation in self._generations():
+            generation.change_plan(self.plan)  # not `state`: another one may have come meanwhile
+        return warnings
+
+    async def reports(self) -> list[Report]:
+        """What each worker of each generation says of each backend."""
+        asked = [generation.backend_reports(STATS_LIMIT) for generation in self._generations()]
+        answers: Iterable[Mapping[int, list[dict[str, Any]] | None]] = await asyncio.gather(*asked)
+        return [Report(pid, rows) for answer in answers for pid, rows in answer.items()]
+
+    # --- private ------------------------------------------------------------------------------------------------------
+
+    def _fitted(self, settings: Settings) -> State:
+        state, dropped = plans.fit(self._state, settings.sites, time.time())
+        for entry in dropped:
+            logger.warning("backends.state_dropped", extra={"entry": entry})
+        return state
+
+    def _take(self, state: State) -> None:
+        key = state.plan.key or secrets.token_hex(KEY_BYTES)
+        self._state = replace(state, plan=replace(state.plan, key=key))
+
+    def _require(self, url: str) -> None:
+        known = {each for urls in plans.in_use(self.routes, self.plan).values() for each in urls}
+        if url not in known | set(self.plan.drained):
+            raise Refusal(404, f"{url}: no route has this backend. There is {', '.join(sorted(known)[:16])}")
+
+    def _urls(self, route: str) -> Sequence[str]:
+        return plans.in_use(self.routes, self.plan).get(route, ())
+
+    def _route_row(self, name: str, path: str) -> dict[str, Any]:
+        return {"path": path, "backends": list(self._urls(name)), "swapped": name in self.plan.swapped}
+
+    async def _save(self) -> list[str]:
+        """Return what stands against it, as a warning."""
+        async with self._saving:
+            state = self._state
+            try:
+                await asyncio.to_thread(self._file.save, state)
+            except StoreError as error:
+                logger.warning("backends.state_not_kept", extra={"error": str(error)})
+                return [f"this will not survive a restart of the proxy: {error}"]
+            self._saved = state
+            return []
