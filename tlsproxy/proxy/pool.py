@@ -116,7 +116,7 @@ class Backend(Condition):
             return
         self._server = name
         if not self._learned_at:
-            self._idle_limit = _idle_limit_of(name, self.idle_default)
+            self._idle_limit = idle_limit_of(name, self.idle_default)
 
     def turn_ends_for(self, connection: BackendConnection) -> None:
         """`connection` has something to write: have it do so at the end of this turn of the loop."""
@@ -135,7 +135,7 @@ class Backend(Condition):
         """
         if self._learned_at and now - self._learned_at > _LEARNED_FOR:
             self._learned_at = 0.0
-            self._idle_limit = _idle_limit_of(self._server, self.idle_default)
+            self._idle_limit = idle_limit_of(self._server, self.idle_default)
         while self.closing and self.closing[0][0] <= now - _LONGEST_CLOSE:
             self.closing.pop(0)[1].abort()
         limit = now - self._idle_limit
@@ -185,6 +185,6 @@ def describe(backends: Iterable[Backend], sites: Iterable[Site]) -> list[dict[st
     return [{**backend.report(), "routes": routes.get(backend.url, [])} for backend in backends]
 
 
-def _idle_limit_of(server: bytes, default: float) -> float:
+def idle_limit_of(server: bytes, default: float) -> float:
     product = server.partition(b"/")[0].lower()
     return next((limit for name, limit in _IDLE_BY_SERVER.items() if product.startswith(name)), default)
