@@ -95,7 +95,7 @@ class Backends:
 
     # --- what operators want ------------------------------------------------------------------------------------------
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def rows(self) -> list[dict[str, Any]]:
         """One row for each backend of the configuration, of a swap, or of requests that are still under way."""
         return merge(await self.reports(), plans.in_use(self.routes, self.plan), self.plan.drained)
 
@@ -112,7 +112,7 @@ class Backends:
         warnings = await self.change(replace(self._state, plan=plans.resumed(self.plan, url)))
         return {"url": url, "state": "up", "warnings": warnings}
 
-    def list_sites(self) -> list[dict[str, Any]]:
+    def site_rows(self) -> list[dict[str, Any]]:
         now = time.time()
         return [
             {
@@ -127,9 +127,7 @@ class Backends:
     async def pause(self, host: str, seconds: float) -> dict[str, Any]:
         """Have the requests of a site wait for so long, at most. Raises Refusal."""
         if seconds > LONGEST_PAUSE:
-            raise Refusal(
-                400, f"a pause has at most {LONGEST_PAUSE / 3600:.0f} hours; it can be lengthened at any time"
-            )
+            raise Refusal(400, f"a pause has at most {LONGEST_PAUSE / 3600:.0f} hours; ask again to lengthen it")
         site = self.site(host).hosts[0]
         paused = plans.paused(self.plan, site, time.time() + seconds)
         return {"site": site, "paused_for": seconds, "warnings": await self.change(replace(self._state, plan=paused))}

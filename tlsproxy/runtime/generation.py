@@ -7,6 +7,7 @@ that an old and a new generation can hold them at the same time. Two generations
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -58,16 +59,22 @@ class DrainOutcome:
 
 @dataclass(frozen=True)
 class Ears:
-    """Who hears what children of all generations tell. `probed` is called from the event loop, and must not raise."""
+    """Who hears what children of all generations tell. Called from the event loop, must not raise.
+
+    `announced` is for what a certifier says, instead of its own workers; `wished` for what workers that leave want of
+    a certifier, instead of their own, which leaves too.
+    """
 
     collector: Collector = field(default_factory=Collector)
     probed: Callable[[Probed], None] = lambda probed: None
+    announced: Callable[[CertificatesChanged | CertificateRefused], None] | None = None
+    wished: Callable[[CertificateWanted], None] | None = None
 
 
 class Generation:
     """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
 
-    # Mutable: _children (not yet ended), _lives (a task for each of them), _keepers (a task for each role and slot),
+    # Mutable: _children (not yet ended), _prepared (ready, until serve), _limit and _is_leaving (of the drain), _lives (a task for each of them), _keepers (a task for each role and slot),
     # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls, _plan.
 
     def __init__(
@@ -88,6 +95,9 @@ class Generation:
         self._plan = plan or BackendPlan()
         self._ears = ears or Ears()
         self._children: set[ChildProcess] = set()
+        self._prepared: tuple[ChildProcess, ...] = ()
+        self._limit: asyncio.Timeout | None = None
+        self._is_leaving = False
         self._lives: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._serving = False
@@ -98,6 +108,11 @@ class Generation:
         return f"<Generation {self.number} {', '.join(self.names())}>"
 
     async def start(self) -> None:
+        """`prepare` and `serve`."""
+        await self.prepare()
+        self.serve()
+
+    async def prepare(self) -> None:
         """Start the certifier, then the workers (they need its certificates); return when all are ready.
 
         The processes of all are there from the beginning: what they import takes as long as what they do then.
@@ -111,9 +126,15 @@ class Generation:
         finally:
             for beginning in beginnings:
                 beginning.cancel()
-        self._keepers = [asyncio.create_task(self._keep(child)) for child in (certifier, *workers)]
+        self._prepared = (certifier, *workers)
+
+    def serve(self) -> None:
+        """Go on by ourselves: everything is listened on, and what dies is replaced."""
+        children, self._prepared = self._prepared, ()
+        self._keepers = [asyncio.create_task(self._keep(child)) for child in children]
         self._serving = True
-        certifier.channel.send(Serve())
+        for child in children:
+            child.channel.send(Serve())
         self._spread()
 
     def names(self) -> list[str]:
@@ -152,14 +173,18 @@ class Generation:
         return dict(zip((worker.pid for worker in workers), answers, strict=True))
 
     async def backend_reports(self, timeout: float) -> dict[int, list[dict[str, Any]] | None]:
-        """What every worker says of its backends, by pid; None of one that did not answer within `timeout` seconds."""
-        answers = await self.worker_stats(timeout)
-        told = {child.pid: child.told.backends for child in self._children if child.told is not None}
-        return {pid: None if answer is None else told.get(pid) for pid, answer in answers.items()}
+        """What workers that are ready say of their backends, by pid; None of one that says nothing for `timeout` s."""
+        ready = [child for child in self._children if child.spec.is_worker and child.is_ready]
+        answers = await asyncio.gather(*(child.ask_stats(timeout) for child in ready))
+        return {
+            child.pid: child.told.backends if answer is not None and child.told is not None else None
+            for child, answer in zip(ready, answers, strict=True)
+            if child.is_ready
+        }
 
     def ask_one_worker(self, message: Message) -> bool:
         """Send it to a worker that is ready, not always the same one; False if there is none."""
-        ready = [child for child in self._children if child.spec.is_worker and child.is_ready]
+        ready = [child for child in self._children if child.spec.is_worker and child.is_listening]
         if ready:
             random.choice(ready).channel.send(message)  # noqa: S311
         return bool(ready)
@@ -185,14 +210,23 @@ class Generation:
         for child in self._children:
             child.poll()
 
-    async def drain(self, timeout: float, *, last: bool = False) -> DrainOutcome:
-        """End all children within `timeout` seconds: ask, wait, kill what is left. `last`: no generation follows."""
-        self._stop_replacing()
+    def retire(self) -> None:
+        """Replace nobody any more; `drain` follows."""
+        self._serving = False
+        self._is_leaving = True
+        for keeper in self._keepers:
+            keeper.cancel()
+
+    async def drain(self, order: Drain, timeout: float) -> DrainOutcome:
+        """End all children as the order says, but within `timeout` seconds: ask, wait, kill what is left."""
+        self.retire()
         children = list(self._children)
         for child in children:
-            child.channel.send(Drain(_time_for_children(timeout), last))
-        if children:
-            await asyncio.wait([child.exited for child in children], timeout=timeout)
+            child.channel.send(order if child.spec.is_worker else replace(order, unchanged=(), streams=0.0))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout) as self._limit:
+                if children:
+                    await asyncio.wait([child.exited for child in children])
         # One that has said Drained has nothing left to lose, however long its interpreter takes to end.
         late = [child for child in children if child.cut is None and not child.exited.done()]
         await self.kill()
@@ -200,9 +234,22 @@ class Generation:
             cut=sum(child.cut or 0 for child in children), killed=tuple(sorted(child.spec.name for child in late))
         )
 
+    def hasten(self, timeout: float) -> None:
+        """Have a drain that is under way done within `timeout` seconds, if it was not to be sooner."""
+        now = asyncio.get_running_loop().time()
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(min(self._limit.when() or now, now + timeout))
+        for child in self._children:
+            child.channel.send(Drain(time_for_children(timeout), last=True))
+
+    def seconds_left(self) -> float:
+        """Return how long the drain that is under way may still take."""
+        end = self._limit.when() if self._limit is not None else None
+        return max(0.0, (end or 0.0) - asyncio.get_running_loop().time())
+
     async def kill(self) -> None:
         """End all children now and every task of this generation. Safe at any time, also twice."""
-        self._stop_replacing()
+        self.retire()
         for child in self._children:
             child.kill()
         if self._lives:
@@ -242,10 +289,12 @@ class Generation:
                 child.leaving = True
                 self._spread()
             case CertificateWanted() if child.spec.is_worker:
-                self._pass_wish(message)
+                (self._ears.wished if self._is_leaving and self._ears.wished else self.pass_wish)(message)
             # A worker, which strangers talk to, is not believed when it speaks as the certifier.
+            case CertificatesChanged(names=()) if not child.spec.is_worker:
+                self.send_to_workers(message)  # a certifier that begins, and is nobody else's
             case CertificatesChanged() | CertificateRefused() if not child.spec.is_worker:
-                self.send_to_workers(message)
+                self._announce(message)
             case Probed() if child.spec.is_worker:
                 self._ears.probed(message)
             case AdminProgress() | AdminResult() if not child.spec.is_worker:
@@ -253,10 +302,13 @@ class Generation:
             case _:
                 raise ControlError(f"{type(message).__name__} is not for the supervisor")
 
-    def _pass_wish(self, wish: CertificateWanted) -> None:
+    def _announce(self, message: CertificatesChanged | CertificateRefused) -> None:
+        (self._ears.announced or self.send_to_workers)(message)
+
+    def pass_wish(self, wish: CertificateWanted) -> None:
         certifier = self._find_certifier()
         if certifier is None:
-            self.send_to_workers(CertificateRefused(wish.host, _NO_CERTIFIER, RESTART_TIME))
+            self._announce(CertificateRefused(wish.host, _NO_CERTIFIER, RESTART_TIME))
         else:
             certifier.channel.send(wish)
 
@@ -309,13 +361,8 @@ class Generation:
             if worker in workers:
                 workers[worker].channel.send(order)
 
-    def _stop_replacing(self) -> None:
-        self._serving = False
-        for keeper in self._keepers:
-            keeper.cancel()
 
-
-def _time_for_children(timeout: float) -> float:
+def time_for_children(timeout: float) -> float:
     """A little less than the whole, so that a worker cuts its last connections itself, with a goodbye."""
     return timeout - min(0.5, timeout / 10)
 

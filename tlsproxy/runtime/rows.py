@@ -44,7 +44,7 @@ def still_busy(reports: Iterable[Report], urls: Collection[str]) -> int | None:
     if any(report.backends is None for report in reports):
         return None
     rows = [row for report in reports for row in report.backends or ()]
-    return sum(row["active"] for row in rows if row["url"] in urls)
+    return sum(int(row["active"]) for row in rows if row["url"] in urls)
 
 
 def _merged(url: str, rows: Sequence[Mapping[str, Any]], routes: list[str], is_drained: bool) -> dict[str, Any]:

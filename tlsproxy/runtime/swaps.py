@@ -132,10 +132,9 @@ class Swaps:
         warnings = await self._backends.swap(order.route, order.backends)
         logger.info("backends.swapped", extra={"route": order.route, "before": before, "backends": order.backends})
         left = await self._wait_until_idle(call, order, set(before) - set(order.backends))
-        if left:
-            warnings.append(
-                f"{left} requests are still under way at the old backends after {order.drain:g} s; they go on"
-            )
+        if left != 0:
+            number = "it is not known how many" if left is None else left
+            warnings.append(f"{number} requests are still under way at the old backends; they go on")
         return {"route": order.route, "backends": list(order.backends), "before": list(before), "warnings": warnings}
 
     async def _wait_until_well(self, call: Call, order: Order) -> None:
@@ -175,8 +174,8 @@ class Swaps:
             del self._probes[probe.id]
         return {url: faults.get(url, "the worker that was asked said nothing of it") for url in order.backends}
 
-    async def _wait_until_idle(self, call: Call, order: Order, old: set[str]) -> int:
-        """Return how many requests are left at the old ones, those apart that other routes have too."""
+    async def _wait_until_idle(self, call: Call, order: Order, old: set[str]) -> int | None:
+        """Return how many requests are left at the old ones, those apart that other routes have too; None: unknown."""
         others = plans.in_use(self._backends.routes, self._backends.plan).values()
         old = old.difference(*others)
         if not old:
@@ -189,16 +188,14 @@ class Swaps:
             if busy == 0:
                 return 0
             if loop.time() >= deadline:
-                return busy or 0
+                return busy
             await asyncio.sleep(LOOK_APART)
 
 
 def _same(call: Call, order: Order) -> Call:
     if call.message.options != _options(order):
         wanted = call.message.options["to"]
-        raise Refusal(
-            409, f"another swap of {order.route} is under way, to {wanted}. Wait for its end, then ask again."
-        )
+        raise Refusal(409, f"another swap of {order.route} is under way, to {wanted}. Wait for its end.")
     return call
 
 
