@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from tlsproxy.certs import accounts
@@ -186,6 +187,11 @@ class AcmeManager:
             failing = self.shelf.state(name).last_error is not None or held is not None
             counts["valid" if is_good else "failed" if failing else "pending"] += 1
         return counts
+
+    def take_failures(self) -> Counter[tuple[str, str]]:
+        """Return how many attempts have failed since the last call, by certificate and kind of failure."""
+        failures, self._reporter.failures = self._reporter.failures, Counter()
+        return failures
 
     def is_served(self, name: str) -> bool:
         """Tell whether our listeners serve the certificate, as far as is known."""

@@ -8,6 +8,7 @@ more if it is another, and then people are told; nothing here raises.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,13 +43,15 @@ ONCE_IN = timedelta(hours=1)
 class Reporter:
     """Keeps the contract of the keeper's Audience."""
 
-    # Mutable: mismatched (names that are known to be served with another certificate), _told (when it was said of
-    # our quota that it grants no orders to anybody, by directory).
+    # Mutable: mismatched (names that are known to be served with another certificate), failures (attempts, by
+    # certificate and kind, until somebody takes them), _told (when it was said of our quota that it grants no orders to
+    # anybody, by directory).
 
     def __init__(self, announce: Announce, events: Events, look: Look | None = None) -> None:
         """Without `look` (no address to connect to) what is served is not looked at."""
         self._announce, self._events, self._look = announce, events, look
         self.mismatched: set[str] = set()
+        self.failures: Counter[tuple[str, str]] = Counter()
         self._told: dict[str, datetime] = {}
 
     def changed(self, names: tuple[str, ...]) -> None:
@@ -68,6 +71,8 @@ class Reporter:
 
     def failed(self, wanted: Wanted, outcome: Failed) -> None:
         state, action = outcome.state, outcome.action
+        # Names on demand are what clients ask for: there may be any number of them.
+        self.failures["on_demand" if wanted.on_demand else wanted.name, outcome.failure.kind.value] += 1
         if self._is_known(outcome):
             return
         failure, held, now = outcome.failure, outcome.held, state.last_attempt

@@ -27,7 +27,8 @@ BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 MOST_TEMPLATES: Final = 200
 OTHER: Final = "other"
 
-EDGES: Final = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")
+EDGES: Final = (*map(repr, BOUNDS), "+Inf")
+"""The same as `le` says it (OpenMetrics wants 1.0, not 1)."""
 
 _BUCKETS: Final = len(EDGES)
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"QUERY"))

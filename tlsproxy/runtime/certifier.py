@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING
 from tlsproxy import logs
 from tlsproxy.certs.manager import CertificateManager
 from tlsproxy.errors import TlsproxyError
+from tlsproxy.proxy.metrics import series_name
 from tlsproxy.runtime.certifier_calls import CertifierCalls
 from tlsproxy.runtime.child import open_control_socket, release_signals
 from tlsproxy.runtime.control import ControlChannel, ControlError
+from tlsproxy.runtime.families import ACME_FAILURES
 from tlsproxy.runtime.messages import (
     AdminCall,
     CertificateRefused,
@@ -157,6 +159,7 @@ class Certifier:
                 patience = self._settings.server.drain if drain.timeout is None else drain.timeout
                 await self._acme.stop(max(patience - MARGIN, MARGIN), is_last=drain.last)
             await self._calls.close()
+        self._channel.send(self._stats())
         self._channel.send(Drained())
 
     async def _listen(self) -> Drain:
@@ -166,7 +169,7 @@ class Certifier:
                 case Serve():
                     self._tasks.append(asyncio.create_task(self._start_acme()))
                 case StatsRequest():
-                    self._channel.send(Stats(self._manager.stats()))
+                    self._channel.send(self._stats())
                 case AdminCall():
                     self._calls.take(message)
                 case CertificateWanted():
@@ -174,6 +177,14 @@ class Certifier:
                 case Drain():
                     return message
         return Drain(ORPHANED, last=True)
+
+    def _stats(self) -> Stats:
+        failures = self._acme.take_failures() if self._acme is not None else {}
+        series = {
+            series_name(ACME_FAILURES.name, {"name": name, "type": kind}): float(count)
+            for (name, kind), count in failures.items()
+        }
+        return Stats(self._manager.stats(), series)
 
     def _wish(self, wish: CertificateWanted) -> None:
         """Pass a wish on; one that comes too early waits, as its client does: a start is no reason to be refused."""

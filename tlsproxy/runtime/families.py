@@ -77,7 +77,8 @@ HANDSHAKES: Final = _counter(
     tell="TLS handshakes by their end; ok, or why they failed.",
 )
 UNKNOWN_SNI: Final = _counter(
-    "tlsproxy_tls_unknown_sni_total", tell="Handshakes refused because no site has the name that the client asked for."
+    "tlsproxy_tls_unknown_sni_total",
+    tell="Handshakes refused because no site has the name that the client asked for, or it asked for none.",
 )
 TURNED_AWAY: Final = _counter(
     "tlsproxy_connections_turned_away_total", tell="Connections closed at once because a limit was reached."
