@@ -49,7 +49,7 @@ def _adopt(name: str, sock: socket.socket, entries: Sequence[_Entry]) -> Listene
     entry = _find(name, Address(host, port), entries)
     if entry is None:
         raise ActivationError(
-            f"{_name(name, sock.fileno())}: systemd listens on {Address(host, port)} for this service, but no address in "
+            f"{_name(name, sock.fileno())}: systemd listens on {Address(host, port)} for this service, but nothing in "
             f'[listen] has that port. Write https = [":{port}"] or http = [":{port}"], or change ListenStream='
         )
     return Listener(entry.kind, sock, text=entry.text, entry=entry.number)
