@@ -141,12 +141,12 @@ class Exchange(Dispatch):
             why = f"no progress within response_timeout {limit:g} s"
             self.backend_failed(failures.AnswerTimedOut(self.backend.url, why))
 
-    def refuse(self, status: int, detail: str) -> None:
+    def refuse(self, status: int, detail: str, retry_after: int = 5) -> None:
         """Answer with an error of our own; the log says why."""
         self.error = self.error or detail
         if not self.request_id:
             self.request_id = self._services.next_request_id()
-        fields, body = refusal(status, detail, self.request_id.decode(), self.head)
+        fields, body = refusal(status, detail, self.request_id.decode(), self.head, retry_after)
         self._reply(status, fields, body)
 
     # --- the request on its way ---------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Exchange(Dispatch):
             connection.begin(self, self._request, self.head, kept.data())
             if kept.trailers is not None:
                 connection.end(kept.trailers)
-        if self._replayed or not failures.may_be_replayed(connection, self.head.method):
+        if self._replayed or not (failures.may_be_replayed(connection, self.head.method) or self._outlives_restart):
             self._kept = LOST  # no replay: what was sent is let go at once, and its memory is still in the caches
 
     def _keep(self, piece: bytes) -> None:
@@ -225,12 +225,16 @@ class Exchange(Dispatch):
         if not self.head.upgrade or head.upgrade != b"websocket":
             wrong = f"101 to {head.upgrade.decode('latin-1')!r}, not asked for"
         else:
-            wrong = self._client.accept_upgrade(head.fields)
+            fields, sticky = head.fields, self.forward.route.sticky  # type: ignore[union-attr]  # it was forwarded
+            wrong = self._client.accept_upgrade(sticky.mark(self.head, self.backend, fields) if sticky else fields)
         if wrong:
             self._drop_backend()
             self.backend_failed(failures.BadAnswer(self.backend.url, wrong))
             return
         self._note_answer(101)
+        route = self.forward.route  # type: ignore[union-attr]  # it was forwarded
+        if route.inspects and route.inspector is not None:
+            route.inspector.answered(self, head, head.fields)
         self.state = TUNNEL
         tunnel = Tunnel(self, self._client.stream, connection, self._services)
         early = self._client.start_tunnel(tunnel)
@@ -249,7 +253,9 @@ class Exchange(Dispatch):
             fields = [*fields, (b"Trailer", head.trailer)]
         route = self.forward.route  # type: ignore[union-attr]  # it was forwarded
         if (route.inspects or 300 <= head.status < 400) and route.inspector is not None:
-            fields = route.inspector.answered(self, head, fields)
+            fields = route.inspector.answered(self, head, fields, self._connection)
+        if route.sticky is not None:
+            fields = route.sticky.mark(self.head, self.backend, fields)
         self._client.send_head(head.status, head.reason, fields, head.length, has_body=head.framing is not _NO_BODY)
 
     def answer_data(self, data: bytes) -> None:
@@ -272,7 +278,7 @@ class Exchange(Dispatch):
         """The connection is gone and the answer is not complete."""
         self._connection = None
         may_replay = self.state is SENT and self._kept.is_whole and not self._replayed
-        if may_replay and failure.allows_replay(self.head.method, reused=self.reused):
+        if may_replay and failure.allows_replay(self.head.method, reused=self.reused or self._outlives_restart):
             self._replay()
             return
         if self.backend is not None and failure.counts:
@@ -294,7 +300,7 @@ class Exchange(Dispatch):
         self._replayed = True
         self.retries += 1
         self.backend.close_all_idle()
-        self._connect(self.forward.route, self.backend, reuse=False)
+        self._connect_again(self.forward.route, self.backend)
 
     def _note_answer(self, status: int) -> None:
         self.status = status
@@ -306,15 +312,15 @@ class Exchange(Dispatch):
 
     def _give_up(self, failure: failures.BackendFailure) -> None:
         self.error = failure.note
-        self._fail(failure.status, failure.detail)
+        self._fail(failure.status, failure.detail, failure.retry_after)
 
-    def _fail(self, status: int, detail: str) -> None:
+    def _fail(self, status: int, detail: str, retry_after: int = 5) -> None:
         """Answer with an error, or cut the stream if an answer has begun."""
         if self.state is ANSWERING:
             self._client.exchange_cut()
             self._finish()
         elif self.state is not DONE:
-            self.refuse(status, detail)
+            self.refuse(status, detail, retry_after)
 
     def crash(self) -> None:
         self._client.crashed()  # called in an except block outside the client's callbacks
@@ -355,8 +361,11 @@ class Exchange(Dispatch):
     def _finish(self) -> None:
         was_tunnel, self.state = self.state is TUNNEL, DONE
         self.ended = time.monotonic()
-        if self.backend is not None:
-            self.backend.active -= 1
+        backend = self.backend
+        if backend is not None:
+            backend.active -= 1
+            if backend.lines:
+                self._place_freed(backend)
         self._services.record(self)
         if not was_tunnel:
             self._client.exchange_done(request_complete=self._request_complete)

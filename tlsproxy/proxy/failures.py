@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 
 class BackendFailure(Exception):
-    """The backend could not answer. `status` is for the client; `counts` says if it speaks against the backend."""
+    """The backend could not answer. `status` is for the client; `counts` says if it speaks against the backend.
+
+    `nobody_listens`: not now; a server that is just being started anew will soon.
+    """
 
     status: ClassVar[int] = 502
     detail: ClassVar[str] = "The application behind this server could not be reached."
     counts: ClassVar[bool] = True
+    nobody_listens: ClassVar[bool] = False
+    retry_after: int = 5  # seconds, for a 503 (RFC 9110 10.2.3)
 
     def __init__(self, backend: str, why: str) -> None:
         super().__init__(f"{backend}: {why}")
@@ -32,9 +37,12 @@ class BackendFailure(Exception):
 class ConnectFailed(BackendFailure):
     """Nothing was sent: another backend may be tried whatever the method."""
 
+    nobody_listens = True
+
 
 class ConnectTimedOut(ConnectFailed):
     status = 504
+    nobody_listens = False
     detail = "The application behind this server did not accept a connection in time."
 
 
@@ -44,6 +52,7 @@ class TooBusy(ConnectFailed):
     status = 503
     detail = "The application behind this server has more to do than it can at the moment."
     counts = False
+    nobody_listens = False
 
 
 class OutOfResources(ConnectFailed):
@@ -52,6 +61,7 @@ class OutOfResources(ConnectFailed):
     status = 503
     detail = "This server has more to do than it can at the moment."
     counts = False
+    nobody_listens = False
 
 
 class ClosedBeforeAnswer(BackendFailure):
@@ -109,11 +119,38 @@ class NoWebSocket(BackendFailure):
 
 
 class NoBackend(BackendFailure):
-    """Every backend of the route failed lately and is being left alone."""
+    """No backend of the route may be asked: drained, down, or left alone because it failed lately."""
+
+    nobody_listens = True
 
     status = 503
     detail = "The application behind this server is not available at the moment."
     counts = False
+
+
+class QueueFull(BackendFailure):
+    """Every backend has as many requests as it may, and as many wait as may."""
+
+    status = 503
+    detail = "The application behind this server has more to do than it can at the moment."
+    counts = False
+    retry_after = 1
+
+
+class QueueTimedOut(QueueFull):
+    """It has waited for its turn long enough."""
+
+
+class Paused(BackendFailure):
+    """An operator has paused the site; `retry_after` is when that ends."""
+
+    status = 503
+    detail = "This site is paused for a moment."
+    counts = False
+
+    def __init__(self, route: str, why: str, retry_after: int) -> None:
+        super().__init__(route, why)
+        self.retry_after = retry_after
 
 
 def may_be_replayed(connection: BackendStream, method: bytes) -> bool:

@@ -22,6 +22,7 @@ from tlsproxy.proxy.dialing import Place
 if TYPE_CHECKING:
     from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.router import Site
+    from tlsproxy.proxy.waiting_line import Line
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,13 @@ class Abortable(Protocol):
 class Backend(Condition):
     """One server that answers requests.
 
-    Mutable state: `idle`, `active` and `requests`; `_idle_limit` (its patience); and what every `Condition` has.
+    Mutable state: `idle`, `active` and `requests`; `lines` (by the routes' settings); `_idle_limit` (its patience);
+    and what every `Condition` has.
     """
 
     __slots__ = (
-        "_idle_limit", "_learned_at", "_place", "_server", "_writing", "active", "closing", "idle", "most_idle",
-        "quoted", "requests",
+        "_idle_limit", "_learned_at", "_place", "_server", "_writing", "active", "closing", "idle", "lines",
+        "most_idle", "quoted", "requests",
     )  # fmt: skip
 
     idle_default: ClassVar[float] = 4.0  # seconds, of servers that are not known
@@ -60,6 +62,7 @@ class Backend(Condition):
         self.idle: list[BackendConnection] = []
         self.closing: list[tuple[float, Abortable]] = []  # since when they have been closing, oldest first
         self.active = 0
+        self.lines: tuple[Line, ...] = ()  # where requests wait until it has fewer than it may have
         self.requests = 0  # begun since the start, each trial of one that moved on counts
         self._writing: list[BackendConnection] = []
         self._server = b""

@@ -118,13 +118,13 @@ def http_date() -> bytes:
     return formatdate(usegmt=True).encode()
 
 
-def refusal(status: int, detail: str, request_id: str, head: RequestHead) -> tuple[Fields, bytes]:
+def refusal(status: int, detail: str, request_id: str, head: RequestHead, retry_after: int = 5) -> tuple[Fields, bytes]:
     """Return fields and body that refuse the request of `head`, with what some statuses owe (RFC 9110 10.2)."""
     accept = next((value for name, value in head.fields if name.lower() == b"accept"), None)
     fields, body = error_reply(status, detail, request_id, accept)
     fields = [field for field in fields if field[0].lower() != b"content-length"]  # the driver frames
     if status == 503:
-        fields.append((b"Retry-After", b"5"))
+        fields.append((b"Retry-After", b"%d" % retry_after))
     if status == 405:
         fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return fields, body

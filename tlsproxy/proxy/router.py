@@ -18,11 +18,13 @@ from tlsproxy.proxy.challenges import HTTP_PREFIX
 from tlsproxy.proxy.hosts import find_host
 from tlsproxy.proxy.stream import ConnectionInfo
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.proxy.waiting_line import Line
 from tlsproxy.wire.fields import Fields
 from tlsproxy.wire.messages import RequestHead
 
 if TYPE_CHECKING:
     from tlsproxy.proxy.inspection import Inspector
+    from tlsproxy.proxy.sticky import Sticky
 
 _UNKNOWN_HOST: Final = "No site with this name is served here."
 _MISDIRECTED: Final = "This connection was opened for another name; open a new one for this host."
@@ -33,22 +35,25 @@ class Route:
     """One path prefix of a site and where it leads. `prefix` is b"" for "/".
 
     `extra` are fields for the backend beyond those of the client; `inspector` is shown redirects, and all
-    answers if the route `inspects`.
+    answers if the route `inspects`. `line` is where requests wait. `swap` changes `upstream`.
     """
 
     __slots__ = (
-        "extra",
-        "inspector",
-        "inspects",
-        "label",
-        "max_body",
-        "prefix",
-        "response_timeout",
-        "strip",
+        "extra", "inspector", "inspects", "label", "line", "max_body", "prefix", "response_timeout", "sticky", "strip",
         "upstream",
-    )
+    )  # fmt: skip
 
-    def __init__(self, path: str, upstream: Upstream, *, strip: bool, response_timeout: float, max_body: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        upstream: Upstream,
+        *,
+        strip: bool,
+        response_timeout: float,
+        max_body: int,
+        line: Line | None = None,
+        sticky: Sticky | None = None,
+    ) -> None:
         self.label = path
         self.prefix = path.rstrip("/").encode()
         self.upstream = upstream
@@ -58,6 +63,12 @@ class Route:
         self.extra: Fields = []
         self.inspector: Inspector | None = None
         self.inspects = False
+        self.line = Line(path, upstream) if line is None else line
+        self.sticky = sticky
+
+    def swap(self, upstream: Upstream) -> None:
+        """Send requests there from now on; those under way go on where they are."""
+        self.upstream = self.line.upstream = upstream
 
     def matches(self, path: bytes) -> bool:
         """Whether `path` (without query) is the prefix or lies below it; "/api" does not match "/apis"."""

@@ -7,6 +7,7 @@ route are left alone, one request a second tries one of them all the same.
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
 
 
 class Upstream:
-    """The backends of one route and the policy to choose among them."""
+    """The backends of one route and the policy to choose among them.
 
-    def __init__(self, backends: Sequence[Backend], balance: str) -> None:
+    `limit` is how many requests of this worker a backend may have at a time, of whatever routes; 0 is no limit.
+    """
+
+    def __init__(self, backends: Sequence[Backend], balance: str, limit: int = 0) -> None:
         self.backends = tuple(backends)
-        self._only = self.backends[0] if len(self.backends) == 1 else None
+        self.balance = balance
+        self.limit = limit
+        self._most = limit or sys.maxsize
+        self._only = self.backends[0] if len(self.backends) == 1 and not limit else None
         for backend in self.backends:
-            backend.has_siblings = backend.has_siblings or self._only is None
+            backend.has_siblings = backend.has_siblings or len(self.backends) > 1
         self._turn = random.randrange(len(self.backends))  # noqa: S311  # workers should not all start with the first
         self._choose = {
             "least_conn": self._least_conn,
@@ -45,7 +52,8 @@ class Upstream:
         only = self._only
         if only is not None:
             return only if only.may_be_asked and only not in tried else None
-        untried = [backend for backend in self.backends if backend.may_be_asked and backend not in tried]
+        most = self._most
+        untried = [b for b in self.backends if b.may_be_asked and b.active < most and b not in tried]
         candidates = [backend for backend in untried if not backend.is_left_alone]
         if len(candidates) < len(untried):
             now = time.monotonic()
@@ -54,6 +62,18 @@ class Upstream:
             if on_trial is not None:
                 return on_trial
         return self._choose(_spare(candidates), client) if candidates else None
+
+    def has_room(self, backend: Backend) -> bool:
+        """Whether it may have one more request."""
+        return backend.active < self._most
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some backend would take a request if it had fewer of them: to wait for that makes sense."""
+        return self.limit > 0 and any(
+            backend.may_be_asked and not backend.is_left_alone and backend.active >= self.limit
+            for backend in self.backends
+        )
 
     async def connect(
         self, backend: Backend, client: str, *, timeout: float, move_to: Callable[[Backend], None], reuse: bool
