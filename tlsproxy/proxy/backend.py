@@ -35,6 +35,12 @@ _NO_BODY: Final = Framing.NONE
 _CHUNKED: Final = Framing.CHUNKED  # a global costs a third of looking a member up on its Enum
 
 
+def local_address(transport: asyncio.BaseTransport | None) -> str:
+    """Our address on a connection; "" where there is none, as on a unix socket."""
+    name = transport.get_extra_info("sockname") if transport is not None else None
+    return str(name[0]) if isinstance(name, tuple) else ""
+
+
 class BackendConnection(asyncio.Protocol):
     """See the module's text. A `BackendStream`, made by `Backend.connect`."""
 
@@ -68,6 +74,10 @@ class BackendConnection(asyncio.Protocol):
         return f"<BackendConnection {self.backend.url} {state}>"
 
     # --- BackendStream ------------------------------------------------------------------------------------------------
+
+    @property
+    def local_address(self) -> str:
+        return local_address(self._transport)
 
     def begin(self, taker: AnswerTaker, request: Outbound, head: RequestHead, body: bytes = b"") -> None:
         """Send the head (and maybe the first of the body) of a request; `taker` gets the answer."""

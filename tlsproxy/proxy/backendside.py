@@ -51,6 +51,11 @@ class BackendStream(Protocol):
     @property
     def may_refuse(self) -> bool: ...
 
+    @property
+    def local_address(self) -> str:
+        """Our address on the connection, as the backend sees it if nothing translates it; "" on a unix socket."""
+        ...
+
     def begin(self, taker: AnswerTaker, request: Outbound, head: RequestHead, body: bytes = b"") -> None:
         """Send the head, and what there is of the body as it came; `taker` gets the answer."""
         ...

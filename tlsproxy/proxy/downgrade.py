@@ -17,6 +17,7 @@ from tlsproxy.wire import grammar
 from tlsproxy.wire.messages import ProtocolError
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.record import Record
     from tlsproxy.wire.fields import Fields
     from tlsproxy.wire.forwarding import Trust
@@ -38,17 +39,19 @@ class Downgrades:
         self._trust = trust
         self._said: set[str] = set()  # URLs of backends
 
-    def look(self, exchange: Record, fields: Fields, server: bytes, *, repair: bool, seen_as: str = "") -> Fields:
+    def look(
+        self, exchange: Record, fields: Fields, server: bytes, stream: BackendStream | None, *, repair: bool
+    ) -> Fields:
         """`fields` of a 3xx answer to a request that came by https, mended if it is one of those and `repair` says so.
 
-        `server` is what the backend calls itself, `seen_as` the address that we have on the connection to it.
+        `server` is what the backend calls itself; the answer came over `stream`.
         """
         for at, (name, value) in enumerate(fields):
             if len(name) == 8 and name.lower() == b"location" and value[:7].lower() == _HTTP:
                 rest = downgraded(value, exchange.head)
                 if rest is None or self._came_by_http(exchange):
                     return fields
-                self._note(exchange, value, server, seen_as, repair=repair)
+                self._note(exchange, value, server, stream, repair=repair)
                 if not repair:
                     return fields
                 mended = b"https://%b%b" % (exchange.head.authority, rest)
@@ -62,7 +65,9 @@ class Downgrades:
             return False
         return said[-1].rpartition(b",")[2].strip(b" \t").lower() == b"http"
 
-    def _note(self, exchange: Record, location: bytes, server: bytes, seen_as: str, *, repair: bool) -> None:
+    def _note(
+        self, exchange: Record, location: bytes, server: bytes, stream: BackendStream | None, *, repair: bool
+    ) -> None:
         site, backend = exchange.site, exchange.backend
         if site is None or backend is None:
             return
@@ -79,7 +84,7 @@ class Downgrades:
                 "server": server[:_LONGEST_SAID].decode("latin-1"),
                 "location": said.decode("latin-1"),
                 "repaired": repair,
-                "fix": advice(server, backend.url, seen_as),
+                "fix": advice(server, backend.url, stream.local_address if stream is not None else ""),
             },
         )
 

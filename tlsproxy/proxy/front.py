@@ -21,6 +21,7 @@ from tlsproxy.proxy.draining import Draining
 from tlsproxy.proxy.health import HealthChecks
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
+from tlsproxy.proxy.inspection import Inspection
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.metrics import Metrics
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
@@ -92,6 +93,8 @@ class Front:
         )
         self.metrics = Metrics()
         self._sites: list[Site] = []
+        self._forwarding = _forwarding(settings.server)
+        self._inspection = Inspection(self._count_downgrade, self._forwarding)
         self._services = self._make_services(settings)
         self._services.tally = self.metrics.tally
         self._checks = HealthChecks(
@@ -161,6 +164,7 @@ class Front:
         if self._tick_handle is not None:
             self._tick_handle.cancel()
         self._checks.close()
+        self._inspection.close()
         for backend in self._backends.values():
             backend.close()
         self._access.flush()
@@ -232,16 +236,11 @@ class Front:
     # --- wiring -------------------------------------------------------------------------------------------------------
 
     def _make_services(self, settings: configuration.Settings) -> Services:
-        limits, server = settings.limits, settings.server
+        limits = settings.limits
         return Services(
             loop=self.loop,
             router=self._make_router(settings),
-            forwarding=Options(
-                Trust(server.trusted_proxies),
-                forwarded=server.forwarded,
-                via=server.via,
-                secret=server.backend_secret.get_secret_value().encode(),
-            ),
+            forwarding=self._forwarding,
             record=self._access.record,
             header_size=limits.header_size,
             header_count=limits.header_count,
@@ -267,17 +266,17 @@ class Front:
         )
 
     def _make_site(self, site: configuration.Site, most_idle: int) -> Site:
-        routes = [
-            Route(
-                route.path,
-                Upstream([self._backend(url, most_idle) for url in route.backends], route.balance),
-                strip=route.strip_prefix,
-                response_timeout=route.response_timeout,
-                max_body=route.max_body,
-            )
-            for route in site.routes
-        ]
+        routes = [self._inspection.watch(self._make_route(route, most_idle), route) for route in site.routes]
         return Site(site.hosts, routes, b"max-age=%d" % site.hsts if site.hsts else b"")
+
+    def _make_route(self, route: configuration.Route, most_idle: int) -> Route:
+        return Route(
+            route.path,
+            Upstream([self._backend(url, most_idle) for url in route.backends], route.balance),
+            strip=route.strip_prefix,
+            response_timeout=route.response_timeout,
+            max_body=route.max_body,
+        )
 
     def _backend(self, url: str, most_idle: int) -> Backend:
         """Routes that name the same backend share its pool and what is known of its health."""
@@ -321,6 +320,9 @@ class Front:
             self._dropped += lost
             self.metrics.count("tlsproxy_log_batches_dropped_total", lost)
 
+    def _count_downgrade(self, site: str) -> None:
+        self.metrics.count("tlsproxy_backend_scheme_downgrade_total", site=site)
+
     def _report_handshakes(self) -> None:
         unsaid = self._failed_handshakes - _HANDSHAKE_LINES
         if unsaid > 0:
@@ -334,6 +336,11 @@ def _most_connections() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     return max(16, (soft - _RESERVED_FILES) // 2)
+
+
+def _forwarding(server: configuration.Server) -> Options:
+    secret = server.backend_secret.get_secret_value().encode()
+    return Options(Trust(server.trusted_proxies), forwarded=server.forwarded, via=server.via, secret=secret)
 
 
 def _proof(secret: SecretStr) -> Fields:

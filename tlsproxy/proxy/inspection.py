@@ -1,65 +1,101 @@
 """What is looked at in the answers of a route, and done about it: redirects back to http, the template of the path.
 
-Strategy: one object a route, made at start. `answered` is called for every answer of a route that wants templates, else
-for redirects only. A template is believed from the application itself (TLSProxyMiddleware) if there is a secret between
-us, because without one anybody's application may say anything; else it is looked up in its OpenAPI document.
+Strategy: one object a route, made at start; what few routes need is made when it is needed. It is shown every answer of
+a route that wants templates, else redirects only. A template is believed from the application itself
+(TLSProxyMiddleware) if there is a secret between us, because without one nobody has said that it means us; else it is
+looked up in the application's OpenAPI document.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from tlsproxy.proxy.downgrade import Downgrades
+from tlsproxy.proxy.templates import TemplateSource
 from tlsproxy.wire.templates import OTHER, is_template
 
 if TYPE_CHECKING:
-    from tlsproxy.proxy.downgrade import Downgrades
+    from tlsproxy import settings as configuration
+    from tlsproxy.proxy.backendside import BackendStream
     from tlsproxy.proxy.record import Record
-    from tlsproxy.proxy.templates import TemplateSource
+    from tlsproxy.proxy.router import Route
     from tlsproxy.wire.fields import Fields
+    from tlsproxy.wire.forwarding import Options
     from tlsproxy.wire.messages import ResponseHead
 
 _MOST_TEMPLATES: Final = 1000  # of a route; a middleware that has gone mad must not fill the memory
 
 
-def answered(exchange: Record, head: ResponseHead, fields: Fields) -> Fields:
-    """The fields of an answer for the client: the inspector of its route has seen it."""
-    inspector: Inspector | None = getattr(exchange.forward and exchange.forward.route, "inspector", None)
-    return fields if inspector is None else inspector.answered(exchange, head, fields)
+class Inspection:
+    """What the inspectors of a worker share. `count` is told the site of each redirect back to http."""
+
+    def __init__(self, count: Callable[[str], None], options: Options) -> None:
+        self.downgrades = Downgrades(count, options.trust)
+        self.options = options
+        self._sources: list[TemplateSource] = []
+
+    def watch(self, route: Route, configured: configuration.Route) -> Route:
+        """Give `route` its inspector."""
+        route.inspector = Inspector(self, repairs=configured.repair_redirects, names=configured.templates)
+        route.inspects = configured.templates
+        return route
+
+    def make_source(self, route: Route) -> TemplateSource:
+        source = TemplateSource(route.prefix, self.options, stripped=route.strip)
+        self._sources.append(source)
+        return source
+
+    def close(self) -> None:
+        """The worker leaves."""
+        for source in self._sources:
+            source.close()
 
 
 class Inspector:
-    """See the module's text. `source` is None if the route wants no templates; `believes`: there is a secret.
+    """See the module's text.
 
-    Mutable state: `_told` (templates that the application has named, as text).
+    Mutable state: `_told` (templates that the application has named, as text), `_source` (made when it is needed).
     """
 
-    __slots__ = ("_believes", "_downgrades", "_repairs", "_told", "source")
+    __slots__ = ("_inspection", "_names", "_repairs", "_source", "_told")
 
-    def __init__(self, downgrades: Downgrades, source: TemplateSource | None, *, believes: bool, repairs: bool) -> None:
-        self._downgrades = downgrades
-        self.source = source
-        self._believes = believes and source is not None
+    def __init__(self, inspection: Inspection, *, repairs: bool, names: bool) -> None:
+        self._inspection = inspection
         self._repairs = repairs
-        self._told: dict[bytes, str] = {}
+        self._names = names
+        self._told: dict[bytes, str] | None = None
+        self._source: TemplateSource | None = None
 
-    def answered(self, exchange: Record, head: ResponseHead, fields: Fields, seen_as: str = "") -> Fields:
-        """The fields for the client. `seen_as` is our address on the connection to the backend."""
+    def answered(
+        self, exchange: Record, head: ResponseHead, fields: Fields, stream: BackendStream | None = None
+    ) -> Fields:
+        """The fields for the client; what is found besides goes into the record."""
         if 300 <= head.status < 400 and exchange.info.scheme == "https":
-            fields = self._downgrades.look(exchange, fields, head.server, repair=self._repairs, seen_as=seen_as)
-        source = self.source
-        if source is None:
+            look = self._inspection.downgrades.look
+            fields = look(exchange, fields, head.server, stream, repair=self._repairs)
+        if not self._names:
             return fields
-        if head.template and self._believes:
-            exchange.template = self._told.get(head.template) or self._learn(head.template)
+        if head.template and self._inspection.options.secret:
+            told = self._told
+            exchange.template = (told and told.get(head.template)) or self._learn(head.template)
         elif self._told:
             exchange.template = OTHER  # who names its routes took none
         else:
+            source = self._source or self._find_source(exchange)
             exchange.template = source.find(exchange, head)
         return fields
 
     def _learn(self, said: bytes) -> str:
+        if self._told is None:
+            self._told = {}
         template = is_template(said)
         if not template or len(self._told) >= _MOST_TEMPLATES:
             return OTHER
         self._told[said] = template
         return template
+
+    def _find_source(self, exchange: Record) -> TemplateSource:
+        assert exchange.forward is not None  # noqa: S101  # it was forwarded, or nothing would have been answered
+        self._source = self._inspection.make_source(exchange.forward.route)
+        return self._source

@@ -54,8 +54,8 @@ class MultiplexedConnection(asyncio.Protocol):
 
     __slots__ = (
         "_asked_at", "_ending", "_full", "_head", "_head_since", "_heard_at", "_held_back", "_in_doubt", "_is_leaving",
-        "_is_news", "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_transport", "_unsent",
-        "_websockets", "backend", "begun", "codec", "idle_since", "is_open", "url",
+        "_is_news", "_loop", "_pinged_at", "_scheduled", "_streams", "_ticked", "_touched", "_unsent",
+        "_websockets", "backend", "begun", "codec", "idle_since", "is_open", "transport", "url",
     )  # fmt: skip
 
     def __init__(self, backend: MultiplexedBackend) -> None:
@@ -63,7 +63,7 @@ class MultiplexedConnection(asyncio.Protocol):
         self.url = backend.url
         self.codec = ClientCodec(self)
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._streams: dict[int, MultiplexedStream] = {}
         self._unsent: list[MultiplexedStream] = []
         self._websockets: list[MultiplexedStream] = []
@@ -178,8 +178,8 @@ class MultiplexedConnection(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=_HIGH_WATER, low=_LOW_WATER)
         self.is_open = True
         self.schedule()
 
@@ -310,7 +310,7 @@ class MultiplexedConnection(asyncio.Protocol):
             self._end("the backend left")
 
     def _send(self) -> None:
-        codec, transport = self.codec, self._transport
+        codec, transport = self.codec, self.transport
         while transport is not None and not self._full:
             is_much = codec.queued() > _AT_ONCE
             data = codec.send(_AT_ONCE if is_much else 0)  # without a limit a body is copied once less
@@ -361,8 +361,8 @@ class MultiplexedConnection(asyncio.Protocol):
         try:
             work(*args)
         except Http2Error as error:
-            if self._transport is not None:
-                self._transport.write(error.farewell)
+            if self.transport is not None:
+                self.transport.write(error.farewell)
             self._break(error.note)
         except Exception:
             logger.exception("backend.crashed", extra={"backend": self.url})
@@ -385,7 +385,7 @@ class MultiplexedConnection(asyncio.Protocol):
         if not self.is_open:
             return
         self.is_open = False
-        transport, self._transport = self._transport, None
+        transport, self.transport = self.transport, None
         self.backend.gone(self, why)
         unsent = set(self._unsent) | set(self._websockets)
         streams = [*self._streams.values(), *self._websockets]

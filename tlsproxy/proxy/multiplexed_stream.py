@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tlsproxy.proxy.backend import local_address
 from tlsproxy.proxy.failures import (
     BackendFailure,
     BadAnswer,
@@ -72,6 +73,10 @@ class MultiplexedStream:
         return f"<MultiplexedStream {self._connection.url} {self.number} {state}>"
 
     # --- BackendStream ------------------------------------------------------------------------------------------------
+
+    @property
+    def local_address(self) -> str:
+        return local_address(self._connection.transport)
 
     def begin(self, taker: AnswerTaker, request: Outbound, head: RequestHead, body: bytes = b"") -> None:
         self._taker = taker

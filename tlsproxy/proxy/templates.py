@@ -109,10 +109,10 @@ class TemplateSource:
         return [below + _DOCUMENT, _DOCUMENT] if below else [_DOCUMENT]
 
     async def _fetch(self, backend: Backend, head: RequestHead, target: bytes) -> bytes:
-        """The document, b"" if there is none. Asked on the way that requests take."""
+        """The document, b"" if there is none. Asked as requests are, but over a connection that none of them wants."""
         question = RequestHead(b"GET", target, 11)
         question.host, question.authority, question.port = head.host, head.authority, head.port
-        question.fields = [(b"Accept", b"application/json"), (b"User-Agent", b"tlsproxy")]
+        question.fields = [(b"Accept", b"application/json"), (b"User-Agent", b"tlsproxy"), (b"Connection", b"close")]
         secret = [(b"X-Tlsproxy-Secret", self._options.secret)] if self._options.secret else []
         peer = Peer("127.0.0.1", "https", self._options, vouched=secret)
         outbound = outbound_request(
@@ -123,7 +123,7 @@ class TemplateSource:
             started_ms=int(time.time() * 1000),
             prefix=self._prefix if self._stripped else b"",
         )
-        stream = backend.claim() or await backend.connect(_TIMEOUT)
+        stream = await backend.connect(_TIMEOUT)
         reading = _Reading(stream)
         try:
             stream.begin(reading, outbound, question)
