@@ -134,7 +134,8 @@ class AccessLog:
             f'"reused":{"true" if exchange.reused else "false"},"retries":{exchange.retries},'
             f'{info.log_part or _describe(info)}"request_id":"{exchange.request_id.decode()}",'
             f"{_error_part(error) if error else ''}"
-            f"{forward.quoted if forward is not None else _site_part(exchange)}}}\n"
+            f"{forward.quoted if forward is not None else _site_part(exchange)}"
+            f"{_template_part(exchange.template) if exchange.template else ''}}}\n"
         )
 
     def _describe_head(self, head: RequestHead) -> str:
@@ -206,6 +207,11 @@ def _describe(info: ConnectionInfo) -> str:
 
 def _query_part(query: str) -> str:
     return f'"query":{query},'
+
+
+def _template_part(template: str) -> str:
+    """No character of it needs an escape (wire.templates.is_template)."""
+    return f',"template":"{template}"'
 
 
 def _error_part(error: str) -> str:
