@@ -105,11 +105,12 @@ def run(
 ) -> None:
     """Serve until told to stop."""
     gc.disable()  # until all serve: with thousands of sites it is a fifth of the time to read them, and finds nothing
-    loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers, "email": email})
+    options = {"site": site, "https": https, "http": http, "workers": workers, "email": email}
+    loaded = load(config, options)
     from tlsproxy.runtime import preflight, supervisor
 
     preflight.inspect(loaded)
-    raise typer.Exit(supervisor.run(loaded))
+    raise typer.Exit(supervisor.run(loaded, lambda: load(config, options)))
 
 
 @app.command()

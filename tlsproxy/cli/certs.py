@@ -148,10 +148,10 @@ app.command("export")(certfiles.export_certificate)
 app.command("remove")(certfiles.remove_certificate)
 
 
-def follow(lines: Iterator[Progress | Done], look_later: str) -> Any:
+def follow(lines: Iterator[Progress | Done], look_later: str, *, is_silent: bool = False) -> Any:
     """Show the steps of some work as they come; return its result. Ctrl-C leaves the work to the proxy.
 
-    `look_later` is the command that tells how it went.
+    `look_later` is the command that tells how it went; `is_silent` shows nothing.
     """
     from tlsproxy.runtime.adminclient import Done
 
@@ -160,6 +160,8 @@ def follow(lines: Iterator[Progress | Done], look_later: str) -> Any:
             for line in lines:
                 if isinstance(line, Done):
                     return line.result
+                if is_silent:
+                    continue
                 shown.step(": ".join(filter(None, (line.step, line.host, line.text))))
     except KeyboardInterrupt:
         complain(f"no longer watching; the proxy goes on with it. How it went: tlsproxy admin {look_later}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tlsproxy import __version__
+from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
 from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket
@@ -25,6 +26,8 @@ from tlsproxy.runtime.calls import Call
 from tlsproxy.runtime.exposition import Page
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.messages import AdminProgress, AdminResult
+from tlsproxy.runtime.reload import Move
+from tlsproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class Identity:
 class AdminServer:
     """Serves the API until it is closed. `generation` returns the one that serves now."""
 
-    # Mutable: _socket and _server (while open), _clients (a task for each), _work (open work by certificate).
+    # Mutable: _wanted, _socket and _server (while open), _clients (a task for each), _work (open work by certificate).
 
     def __init__(
         self,
@@ -64,15 +67,19 @@ class AdminServer:
         generation: Callable[[], Generation],
         canonical: Callable[[str], str] = str,
         scrape: Callable[[str], Awaitable[Page]] | None = None,
+        deeds: Mapping[str, Callable[[], Call]] | None = None,
     ) -> None:
         """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one.
 
-        `scrape` returns the metrics in the format that an Accept header asks for.
+        `scrape` returns the metrics in the format that an Accept header asks for. `deeds` are what the proxy can do
+        with itself (reload, stop); they raise TlsproxyError when it is not the time for that.
         """
+        self._deeds = deeds or {}
         self._scrape = scrape
         self._identity = identity
         self._generation = generation
         self._canonical = canonical
+        self._wanted = "off"
         self._socket: AdminSocket | None = None
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -80,12 +87,36 @@ class AdminServer:
 
     async def open(self, path: Path) -> None:
         """Serve at `path`. If that can't be, a warning says why, and the proxy goes on without."""
+        self._wanted = str(path)
         try:
             self._socket = await open_admin_socket(path)
         except AdminSocketError as error:
             logger.warning("admin.unavailable", extra={"socket": str(path), "error": str(error)})
             return
         self._server = await asyncio.start_unix_server(self._welcome, sock=self._socket.socket)
+
+    def describe(self, identity: Identity, canonical: Callable[[str], str]) -> None:
+        """From now on this is what the proxy is."""
+        self._identity, self._canonical = identity, canonical
+
+    async def prepare(self, settings: Settings) -> Move | None:
+        """Open the socket of these settings beside the one there is. Raises AdminSocketError."""
+        wanted = settings.admin.socket
+        if wanted == self._wanted:
+            return None
+        return _SocketMove(self, wanted, None if wanted == "off" else await open_admin_socket(Path(wanted)))
+
+    async def take(self, wanted: str, opened: AdminSocket | None) -> None:
+        """Serve there and no longer where it was; those who are connected stay."""
+        self.close()
+        self._wanted, self._socket, self._server = wanted, opened, None
+        if opened is not None:
+            self._server = await asyncio.start_unix_server(self._welcome, sock=opened.socket)
+
+    async def see_off(self, timeout: float) -> None:
+        """Let those who wait for a last word have it."""
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=timeout)
 
     def close(self) -> None:
         """Take no more clients and give the name free. Those who are there stay until `kill`."""
@@ -179,6 +210,18 @@ class AdminServer:
         result = await _first_word(call)
         return Answer(result.status, result.body) if result else _lines(call)
 
+    async def do(self, asked: Asked) -> Answer | Lines:
+        """Have the proxy do something with itself, and follow it."""
+        deed = self._deeds.get(asked.verb)
+        if deed is None:
+            raise Refusal(404, f"this proxy cannot {asked.verb}")
+        try:
+            call = deed()
+        except TlsproxyError as error:
+            raise Refusal(409, str(error)) from error
+        result = await _first_word(call)
+        return Answer(result.status, result.body) if result else _lines(call)
+
     def _refuse_clash(self, asked: Asked) -> None:
         call = self._work.get(self._canonical(asked.name))
         if call is None or call.result is not None:
@@ -187,6 +230,23 @@ class AdminServer:
         if (under_way.verb, under_way.options) != (asked.verb, dict(asked.options)):
             doing = f"{under_way.verb} of {under_way.name}" if under_way.name else under_way.verb
             raise Refusal(409, f"another piece of work is under way: {doing}. Wait for its end, then ask again.")
+
+
+class _SocketMove:
+    """An admin socket that is open, and not yet served."""
+
+    def __init__(self, server: AdminServer, wanted: str, opened: AdminSocket | None) -> None:
+        self._server = server
+        self._wanted = wanted
+        self._opened = opened
+
+    async def commit(self) -> None:
+        await self._server.take(self._wanted, self._opened)
+
+    def undo(self) -> None:
+        if self._opened is not None:
+            self._opened.remove()
+            self._opened.socket.close()
 
 
 @dataclass(frozen=True)
@@ -236,6 +296,8 @@ ROUTES = (
     Route("POST", ("certs", "NAME", "renew"), AdminServer.work, "renew"),
     Route("POST", ("certs", "NAME", "revoke"), AdminServer.work, "revoke"),
     Route("POST", ("certs", "NAME", "announce"), AdminServer.ask, "announce"),
+    Route("POST", ("reload",), AdminServer.do, "reload"),
+    Route("POST", ("stop",), AdminServer.do, "stop"),
     Route("GET", ("quota",), AdminServer.ask, "quota"),
     Route("POST", ("accounts", "rollover"), AdminServer.work, "rollover"),
 )

@@ -74,8 +74,9 @@ class Ears:
 class Generation:
     """The certifier and the workers of one configuration. The owner calls `poll` after each SIGCHLD."""
 
-    # Mutable: _children (not yet ended), _prepared (ready, until serve), _limit and _is_leaving (of the drain), _lives (a task for each of them), _keepers (a task for each role and slot),
-    # _serving (from the first Ready of all until the drain), _listening (slot → worker, while serving), _calls, _plan.
+    # Mutable: _children (not yet ended), _prepared (ready, until `serve`), _lives (a task for each of them), _keepers
+    # (a task for each role and slot), _serving (from `serve` on until it leaves), _listening (slot → worker, while
+    # serving), _calls, _plan, _is_leaving and _limit (of the drain).
 
     def __init__(
         self,
@@ -217,9 +218,10 @@ class Generation:
         for keeper in self._keepers:
             keeper.cancel()
 
-    async def drain(self, order: Drain, timeout: float) -> DrainOutcome:
-        """End all children as the order says, but within `timeout` seconds: ask, wait, kill what is left."""
+    async def drain(self, timeout: float, order: Drain | None = None) -> DrainOutcome:
+        """End all children within `timeout` seconds, as the order says: ask, wait, kill what is left."""
         self.retire()
+        order = order or Drain(time_for_children(timeout))
         children = list(self._children)
         for child in children:
             child.channel.send(order if child.spec.is_worker else replace(order, unchanged=(), streams=0.0))

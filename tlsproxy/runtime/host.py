@@ -17,14 +17,14 @@ from tlsproxy.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def check_user(settings: Settings) -> None:
+def check_user(settings: Settings, *, is_reload: bool = False) -> None:
     """Find out before anything is bound whether the children will be able to become `server.user`."""
     account = privileges.find_account(settings.server.user)
     if account is not None:
         privileges.check_interpreter(account)
         privileges.prepare_store(settings.store.url, account)
         privileges.prepare_log(settings.log.access, account)
-    elif os.geteuid() == 0 and not settings.server.user:
+    elif os.geteuid() == 0 and not settings.server.user and not is_reload:
         logger.warning("privileges.root", extra={"hint": privileges.ROOT_ADVICE})
 
 

@@ -12,6 +12,7 @@ Rule: before `proxy.ready` every failure ends everything and says why; after it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -28,9 +29,15 @@ from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import host
 from tlsproxy.runtime.admin import AdminServer, Identity
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
-from tlsproxy.runtime.messages import BackendPlan, ReopenLogs
+from tlsproxy.runtime.calls import Call
+from tlsproxy.runtime.generation import Ears
+from tlsproxy.runtime.generations import Generations
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, BackendPlan, Drain, ReopenLogs
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.notifier import Notifier
+from tlsproxy.runtime.parting import describe_parting, parting, read_anew
+from tlsproxy.runtime.relisten import change_listeners
+from tlsproxy.runtime.reload import Movable, Reloads, Tell
 from tlsproxy.runtime.rotation import LogMaker
 from tlsproxy.runtime.scrape import Configured, Scraper
 from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
@@ -38,9 +45,14 @@ from tlsproxy.settings import Loaded, Settings
 
 logger = logging.getLogger(__name__)
 
+_LAST_WORD = 1.0  # seconds for who asked for the stop to hear that it is done
 
-def run(loaded: Loaded) -> int:
-    """Serve until told to stop. Returns the exit code; a reason not to start goes to stderr."""
+
+def run(loaded: Loaded, reread: Callable[[], Loaded]) -> int:
+    """Serve until told to stop. Returns the exit code; a reason not to start goes to stderr.
+
+    `reread` reads the configuration anew, from everywhere it came from; raises ConfigError.
+    """
     settings = loaded.settings
     logs.configure(settings.log)
     try:
@@ -48,10 +60,7 @@ def run(loaded: Loaded) -> int:
         host.raise_file_limit()
         slots = settings.resolve_workers()
         listeners = bind_listeners(settings.listen.https, settings.listen.http, slots)
-        try:
-            asyncio.run(Supervisor(settings, listeners).serve())
-        finally:
-            close_listeners(listeners)
+        asyncio.run(Supervisor(settings, listeners, reread).serve())
     except TlsproxyError as error:
         sys.stderr.write(f"tlsproxy: {error}\n")
         return error.exit_code
@@ -59,27 +68,35 @@ def run(loaded: Loaded) -> int:
 
 
 class Supervisor:
-    """The composition root of the parent."""
+    """The composition root of the parent. Takes over the listeners."""
 
-    # Mutable: _generation (the one that serves), the two events that stop signals set.
+    # Mutable: _settings, _listeners and _log_maker (exchanged by each reload), the two events that stop signals set.
 
-    def __init__(self, settings: Settings, listeners: tuple[Listener, ...]) -> None:
+    def __init__(self, settings: Settings, listeners: tuple[Listener, ...], reread: Callable[[], Loaded]) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._reread = reread
+        self._started = datetime.now(UTC)
         self._plan = BackendPlan()
-        self._heirloom = Heirloom()
+        self._generations = Generations()
+        ears = Ears(announced=self._generations.send_to_workers, wished=self._generations.pass_wish)
+        self._heirloom = Heirloom(ears=ears)
         self._notifier = Notifier()
         self._log_maker = LogMaker(settings)
-        self._generation = make_generation(1, settings, listeners, self._heirloom, self._plan)
-        names = Names(settings.sites)
         self._scraper = Scraper(
-            self._heirloom.ears.collector,
-            lambda: (self._generation,),
-            lambda: Configured.of(self._settings),
-            time.time(),
+            ears.collector, lambda: tuple(self._generations), lambda: Configured.of(self._settings), time.time()
         )
-        identity = _identity(settings, listeners)
-        self._admin = AdminServer(identity, lambda: self._generation, names.certificate, self._scraper.page)
+        self._reloads = Reloads(self._reload)
+        self._is_followed = False  # somebody waits for the end of the stop
+        self._farewell = Call(AdminCall(0, "stop"))
+        self._admin = AdminServer(
+            self._identity(),
+            lambda: self._generations.serving,
+            Names(settings.sites).certificate,
+            self._scraper.page,
+            {"reload": self._reloads.ask, "stop": self._stop_for_admin},
+        )
+        self._movables: list[Movable] = [self._admin]
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -89,17 +106,21 @@ class Supervisor:
         try:
             if await self._start():
                 await self._stop.wait()
+                await self._reloads.stop()
                 await self._drain()
         finally:
-            await self._generation.kill()
+            await self._generations.kill()
             await self._admin.kill()
             self._scraper.close()
+            close_listeners(self._listeners)
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
-        starting = asyncio.create_task(self._generation.start())
+        first = make_generation(1, self._settings, self._listeners, self._heirloom, self._plan)
+        starting = asyncio.create_task(self._generations.prepare(first))
         if await _is_first(starting, self._stop):
             starting.result()
+            self._generations.serve(first, Drain())
             if self._settings.admin.socket != "off":
                 await self._admin.open(Path(self._settings.admin.socket))
             self._log_ready()
@@ -114,27 +135,86 @@ class Supervisor:
 
     async def _drain(self) -> None:
         """Stop within `server.drain`, or at once when asked a second time. Whatever was cut is said."""
-        logger.info("proxy.draining", extra={"timeout": self._settings.server.drain})
+        timeout = self._settings.server.drain
+        logger.info("proxy.draining", extra={"timeout": timeout})
+        self._farewell.add(AdminProgress(0, "drain", "", f"what is in flight has {timeout:g} s"))
         self._notifier.stopping()
         # The kernel refuses new connections once the last copy is closed: ours here, the workers' in their drain.
         close_listeners(self._listeners)
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
         self._admin.close()
-        drain = asyncio.create_task(self._generation.drain(self._settings.server.drain, last=True))
+        drain = asyncio.create_task(self._generations.end(timeout))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
+            told = {"cut": outcome.cut, "killed": list(outcome.killed)}
             level = logging.WARNING if outcome.cut or outcome.killed else logging.INFO
-            logger.log(level, "proxy.stopped", extra={"cut": outcome.cut, "killed": list(outcome.killed)})
-            return
-        logger.warning("proxy.stopped", extra={"killed": self._generation.names(), "during": "drain"})
-        drain.cancel()
-        await asyncio.gather(drain, return_exceptions=True)
+            logger.log(level, "proxy.stopped", extra=told)
+        else:
+            told = {"cut": 0, "killed": self._generations.names()}
+            logger.warning("proxy.stopped", extra={"killed": told["killed"], "during": "drain"})
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+        self._farewell.finish(AdminResult(0, 200, told))
+        await self._admin.see_off(_LAST_WORD if self._is_followed else 0)
+
+    # --- a reload -----------------------------------------------------------------------------------------------------
+
+    async def _reload(self, tell: Tell) -> dict[str, Any]:
+        """Have a new generation serve what the configuration says now. Until all of it is ready nothing changes."""
+        began = time.monotonic()
+        self._notifier.reloading()
+        try:
+            tell("read", "the configuration")
+            loaded = await read_anew(self._reread, self._settings, lambda warning: tell("warning", warning))
+            await self._exchange(loaded.settings, tell)
+        finally:
+            self._notifier.ready()
+        return {
+            "generation": self._generations.serving.number,
+            "seconds": round(time.monotonic() - began, 2),
+            "sites": len(self._settings.sites),
+            "workers": self._settings.resolve_workers(),
+            "listeners": list(_describe(self._listeners)),
+            "draining": len(self._generations.draining),
+        }
+
+    async def _exchange(self, settings: Settings, tell: Tell) -> None:
+        """Everything that can fail comes first, and is undone if it does; what comes then can't, nor be interrupted."""
+        host.check_user(settings, is_reload=True)
+        log_maker = LogMaker(settings)
+        slots = settings.resolve_workers()
+        async with contextlib.AsyncExitStack() as undo:
+            listeners = change_listeners(self._listeners, settings.listen.https, settings.listen.http, slots)
+            undo.callback(listeners.undo)
+            moves = []
+            for movable in self._movables:
+                if (move := await movable.prepare(settings)) is not None:
+                    undo.callback(move.undo)
+                    moves.append(move)
+            number = self._generations.serving.number + 1
+            tell("start", f"generation {number}: {slots} workers")
+            generation = make_generation(number, settings, listeners.listeners, self._heirloom, self._plan)
+            await self._generations.prepare(generation)
+            undo.push_async_callback(self._generations.discard, generation)
+            listeners.commit()
+            undo.pop_all()
+        order = parting(self._settings, settings, listeners.dropped)
+        self._settings, self._log_maker, self._listeners = settings, log_maker, listeners.listeners
+        self._generations.serve(generation, order)
+        close_listeners(listeners.dropped)
+        logs.configure(settings.log)
+        self._admin.describe(self._identity(), Names(settings.sites).certificate)
+        for move in moves:
+            await move.commit()
+        tell("drain", f"generation {number - 1}: {describe_parting(order)}")
+        gc.collect()  # of the configuration before
+        gc.freeze()
 
     def _install_signals(self) -> None:
         handlers: Mapping[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self._on_stop,
             signal.SIGINT: self._on_stop,
-            signal.SIGHUP: self._on_hangup,
+            signal.SIGHUP: self._reloads.hang_up,
             signal.SIGUSR1: self._on_reopen,
             signal.SIGCHLD: self._on_child,
         }
@@ -147,17 +227,22 @@ class Supervisor:
             self._stop_now.set()
         self._stop.set()
 
-    def _on_hangup(self) -> None:
-        logger.warning("proxy.reload_unavailable", extra={"hint": "restart tlsproxy to apply a new configuration"})
+    def _stop_for_admin(self) -> Call:
+        self._is_followed = True
+        self._on_stop()
+        return self._farewell
 
     def _on_reopen(self) -> None:
         self._log_maker.make()
-        self._generation.send_to_workers(ReopenLogs())
+        self._generations.send_to_workers(ReopenLogs())
 
     def _on_child(self) -> None:
-        self._generation.poll()
+        self._generations.poll()
         if os.getpid() == 1:
-            host.reap_strangers(self._generation.pids())
+            host.reap_strangers(self._generations.pids())
+
+    def _identity(self) -> Identity:
+        return Identity(len(self._settings.sites), _describe(self._listeners), self._started)
 
     def _log_ready(self) -> None:
         ready = {
@@ -167,10 +252,6 @@ class Supervisor:
             "pid": os.getpid(),
         }
         logger.info("proxy.ready", extra=ready)
-
-
-def _identity(settings: Settings, listeners: Iterable[Listener]) -> Identity:
-    return Identity(sites=len(settings.sites), listeners=_describe(listeners), started=datetime.now(UTC))
 
 
 def _describe(listeners: Iterable[Listener]) -> tuple[str, ...]:

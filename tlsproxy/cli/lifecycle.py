@@ -1,0 +1,48 @@
+"""`tlsproxy admin reload` and `stop`: have the running proxy change or end itself, and see how it goes.
+
+Knows the two commands and what they tell; the proxy does the work. Rule: who stops looking ends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tlsproxy.cli.certs import follow
+from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target
+from tlsproxy.cli.output import say, say_json
+
+
+def reload(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
+    """Serve the configuration as it is now; if it can't be served, all goes on as before."""
+    _work("reload", Target(config, socket), _reloaded, as_json=as_json)
+
+
+def stop(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
+    """End the proxy; what is in flight has server.drain to come to its end."""
+    _work("stop", Target(config, socket), _stopped, as_json=as_json)
+
+
+def _work(deed: str, target: Target, words: Callable[[Mapping[str, Any]], str], *, as_json: bool) -> None:
+    lines = target.client.work(deed)
+    result = follow(lines, "status", is_silent=as_json)
+    if as_json:
+        say_json(result)
+    else:
+        say(words(result))
+
+
+def _reloaded(result: Mapping[str, Any]) -> str:
+    sites, workers = result["sites"], result["workers"]
+    return (
+        f"generation {result['generation']} serves: {sites} sites, {workers} workers, after {result['seconds']:.1f} s"
+    )
+
+
+def _stopped(result: Mapping[str, Any]) -> str:
+    said = ["stopped"]
+    if result["cut"]:
+        said.append(f"{result['cut']} connections had to be cut")
+    if result["killed"]:
+        said.append(f"killed: {', '.join(result['killed'])}")
+    return "; ".join(said)
