@@ -11,7 +11,8 @@ import logging
 import resource
 import socket
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from hashlib import blake2b
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -25,12 +26,15 @@ from tlsproxy.proxy.inspection import Inspection
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.metrics import Metrics
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
+from tlsproxy.proxy.orders import Orders, Plan
 from tlsproxy.proxy.plain import PlainConnection
 from tlsproxy.proxy.pool import Backend, describe
 from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
+from tlsproxy.proxy.sticky import Sticky
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.proxy.waiting_line import Line
 from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:
@@ -93,6 +97,8 @@ class Front:
         )
         self.metrics = Metrics()
         self._sites: list[Site] = []
+        self._workers = settings.resolve_workers()
+        self._sticky_key = blake2b(ticket_secret, digest_size=32, person=b"sticky").digest()  # until a plan has one
         self._forwarding = _forwarding(settings.server)
         self._inspection = Inspection(self._count_downgrade, self._forwarding)
         self._services = self._make_services(settings)
@@ -100,6 +106,7 @@ class Front:
         self._checks = HealthChecks(
             settings.sites, connect_timeout=limits.connect_timeout, fields=_proof(settings.server.backend_secret)
         )
+        self._orders = Orders(self._sites, lambda url: self._backend(url, limits.pool_idle_per_backend), self._backends)
         self._draining = Draining(self.connections, self._services, loop)
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
@@ -165,6 +172,8 @@ class Front:
             self._tick_handle.cancel()
         self._checks.close()
         self._inspection.close()
+        for line in self._lines():
+            line.close()
         for backend in self._backends.values():
             backend.close()
         self._access.flush()
@@ -177,6 +186,12 @@ class Front:
     def certificate_refused(self, host: str, reason: str, seconds: float) -> None:
         """Nobody need wait for a certificate of this host."""
         self._certificates.refused(host, reason, seconds)
+
+    def apply(self, plan: Plan) -> None:
+        """Treat backends and sites as operators have said, from now on."""
+        self._orders.apply(plan)
+        if self._tick_handle is not None:  # before `start` nobody is asked for their health
+            self._checks.follow(self._sites)
 
     def reopen_logs(self) -> None:
         """Open the access log anew (log rotation)."""
@@ -227,6 +242,9 @@ class Front:
     def _all_listeners(self) -> list[Listener]:
         return [*self._listeners, *(listener for slot in self._adopted.values() for _, listener in slot)]
 
+    def _lines(self) -> Iterator[Line]:
+        return (forward.route.line for site in self._sites for forward in site.forwards)
+
     def _make_tls(self, accepted: Accepted) -> Connection:
         return TlsConnection(self, accepted)
 
@@ -270,12 +288,24 @@ class Front:
         return Site(site.hosts, routes, b"max-age=%d" % site.hsts if site.hsts else b"")
 
     def _make_route(self, route: configuration.Route, most_idle: int) -> Route:
+        limit = -(-route.max_requests // self._workers)  # of all workers together; rounded up, so that each has some
+        upstream = Upstream([self._backend(url, most_idle) for url in route.backends], route.balance, limit)
         return Route(
             route.path,
-            Upstream([self._backend(url, most_idle) for url in route.backends], route.balance),
+            upstream,
             strip=route.strip_prefix,
             response_timeout=route.response_timeout,
             max_body=route.max_body,
+            line=Line(
+                route.path,
+                upstream,
+                most=route.queue,
+                patience=route.queue_timeout,
+                hold=route.hold,
+                is_limited=limit > 0,
+                is_sticky=bool(route.sticky),
+            ),
+            sticky=Sticky(route.sticky, route.path, self._sticky_key) if route.sticky else None,
         )
 
     def _backend(self, url: str, most_idle: int) -> Backend:
@@ -298,6 +328,9 @@ class Front:
             self._check_deadline(connection, now)
         for backend in self._backends.values():
             backend.close_idle(now)
+        for line in self._lines():
+            if line.is_watched:
+                line.sweep(now)
         self._certificates.tick()
         self.connections.look_again()
         self._access.flush()

@@ -115,6 +115,7 @@ def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[
         loop=asyncio.get_running_loop(),
         want=lambda host, client: channel.send(CertificateWanted(host, client)),
     )
+    front.apply(start.plan)
     slots = inherit_listeners(start.listeners)
     own = slots.pop(start.slot, ())
     front.start([each for each in own if is_listening(each[1])])
@@ -206,8 +207,8 @@ class Worker:
                 probing = asyncio.create_task(self._probe(message))
                 self._probing.add(probing)
                 probing.add_done_callback(self._probing.discard)
-            case PlanChanged():
-                pass
+            case PlanChanged(plan=plan):
+                self._front.apply(plan)
             case _:
                 logger.error("worker.unexpected_message", extra={"message_type": type(message).__name__})
 
