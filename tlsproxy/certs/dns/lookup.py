@@ -96,6 +96,10 @@ class Lookup:
         _, names = await self._zone(name)
         return tuple(await asyncio.gather(*map(self._server, names[:_MOST_SERVERS])))
 
+    async def records(self, name: str, kind: str) -> dns.resolver.Answer | None:
+        """Return the records of a kind ("A", "CAA"), CNAMEs followed; None if there are none. Raises LookupFailed."""
+        return await self._resolve(name, kind)
+
     async def ask(self, address: str, name: str) -> Answer:
         """Ask one address for the TXT records of a name, without recursion. Never raises."""
         query = dns.message.make_query(name, dns.rdatatype.TXT)
