@@ -40,17 +40,17 @@ def tls_client(worker: EchoWorker, name: str = "a.test", context: ssl.SSLContext
 
 
 def read_exactly(client: socket.socket, size: int) -> bytes:
-    got = b""
-    while len(got) < size and (more := client.recv(size - len(got))):
+    got = bytearray()
+    while len(got) < size and (more := client.recv(min(size - len(got), 65_536))):
         got += more
-    return got
+    return bytes(got)
 
 
 def read_all(client: socket.socket) -> bytes:
-    got = b""
+    got = bytearray()  # joining bytes would be quadratic
     while more := client.recv(65_536):
         got += more
-    return got
+    return bytes(got)
 
 
 def answer_to(worker: EchoWorker, data: bytes) -> bytes:
