@@ -11,6 +11,7 @@ but tells nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
@@ -128,7 +129,11 @@ class _Http1Witness(_Witness):
             self._end(f"its answer is not valid HTTP/1.1 ({error})")
 
     def eof_received(self) -> None:
-        self.data_received(b"")  # may be the end of an answer that has no other
+        """May be the end of an answer that has no other."""
+        with contextlib.suppress(h11.RemoteProtocolError):
+            self._h11.receive_data(b"")
+            self._read()
+        self._end()
 
     def _read(self) -> None:
         while (event := self._h11.next_event()) is not h11.NEED_DATA:
