@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proxy": {"errors", "settings", "logs", "wire", "store"},
     "certs": {"errors", "settings", "logs", "wire", "store"},
     "runtime": {"errors", "settings", "logs", "wire", "store", "proxy", "certs"},
-    "cli": {"errors", "settings", "logs", "wire", "store", "proxy", "certs", "runtime"},
+    "doctor": {"errors", "settings", "logs", "wire", "store", "proxy", "certs", "runtime"},
+    "cli": {"errors", "settings", "logs", "wire", "store", "proxy", "certs", "runtime", "doctor"},
     "__main__": {"cli"},
     "asgi": set(),  # goes into applications, where the rest is not
 }

@@ -20,6 +20,7 @@ import typer
 from tlsproxy import __version__
 from tlsproxy.cli import admin
 from tlsproxy.cli.common import ConfigOption, JsonOption, load
+from tlsproxy.cli.doctor import doctor
 from tlsproxy.cli.output import complain, complain_of, in_terminal, say
 from tlsproxy.errors import ConfigError, TlsproxyError
 
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(admin.app)
+app.command()(doctor)
 
 SiteOption = Annotated[
     list[str] | None,

@@ -1,0 +1,100 @@
+"""Which process listens at an address of this machine, and the version of the server that it runs. Reads /proc.
+
+Sees processes of the own user, root those of all; none of other containers. Says only names and versions of what is
+found in a command line, which may hold secrets. Blocks; nothing is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tlsproxy.doctor.asking import Address
+from tlsproxy.doctor.servers import KNOWN, Server
+
+_PROC = Path("/proc")
+_LISTENING = "0A"
+_APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*(?:\(\))?")
+_MOST_PACKAGES = 20
+
+
+def find_server(address: Address, name: str) -> Server:
+    """Return what is known of the server that listens there; `name` is what it calls itself, maybe ""."""
+    inodes = _unix_inodes(address.path) if address.path else _tcp_inodes(address.port)
+    for pid in _holders(inodes):
+        words = _command(pid)
+        started = next((known for known in KNOWN if any(known in Path(word).name for word in words[:4])), "")
+        real = name or started
+        runs_in = started if started == "gunicorn" and real == "uvicorn" else ""
+        app = next((word for word in words[1:] if _APP.fullmatch(word)), "")
+        return Server(real, _version(pid, words, real), app, pid, runs_in)
+    return Server(name)
+
+
+def _tcp_inodes(port: int) -> set[str]:
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for row in map(str.split, (_PROC / "net" / table).read_text().splitlines()[1:]):
+                if row[3] == _LISTENING and int(row[1].rpartition(":")[2], 16) == port:
+                    found.add(row[9])
+    return found
+
+
+def _unix_inodes(path: str) -> set[str]:
+    with contextlib.suppress(OSError):
+        rows = [line.split(maxsplit=7) for line in (_PROC / "net/unix").read_text().splitlines()[1:]]
+        return {row[6] for row in rows if len(row) == 8 and row[7] == path}
+    return set()
+
+
+def _holders(inodes: set[str]) -> Iterator[int]:
+    names = {f"socket:[{inode}]" for inode in inodes}
+    if not names:
+        return
+    for folder in _PROC.iterdir():
+        if folder.name.isdigit() and _holds(folder / "fd", names):
+            yield int(folder.name)
+
+
+def _holds(folder: Path, names: set[str]) -> bool:
+    try:
+        entries = list(folder.iterdir())
+    except OSError:  # somebody else's, or gone
+        return False
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()) in names:
+                return True
+    return False
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    return [word.decode("utf-8", "replace") for word in words if word]
+
+
+def _version(pid: int, words: list[str], name: str) -> str:
+    """Return the version of the package of that name which the process has at hand."""
+    if name not in KNOWN:
+        return ""
+    for packages in _package_folders(pid, words):
+        for found in packages.glob(f"[{name[0]}{name[0].upper()}]{name[1:]}-*.dist-info"):
+            return found.name.removesuffix(".dist-info").partition("-")[2]
+    return ""
+
+
+def _package_folders(pid: int, words: list[str]) -> Iterator[Path]:
+    """Yield the folders that it takes packages from: beside its program, and where its libraries are mapped from."""
+    for word in words[:2]:
+        if "/bin/" in word:
+            yield from sorted(Path(word).parent.parent.glob("lib/python3*/site-packages"))
+    with contextlib.suppress(OSError):
+        maps = (_PROC / str(pid) / "maps").read_text(errors="replace")
+        found = re.findall(r" (/\S*?/(?:site|dist)-packages)/", maps)
+        yield from map(Path, list(dict.fromkeys(found))[:_MOST_PACKAGES])
