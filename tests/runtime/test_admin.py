@@ -335,6 +335,8 @@ def test_the_routes_are_those_of_the_contract() -> None:
         "POST /certs/NAME/renew",
         "POST /certs/NAME/revoke",
         "POST /certs/NAME/announce",
+        "POST /reload",
+        "POST /stop",
         "GET /quota",
         "POST /accounts/rollover",
     ]

@@ -230,7 +230,6 @@ class Connection(asyncio.Protocol, ABC):
             self.close()
 
     def sites_in_flight(self) -> Sequence[Site | None]:
-        """The site of each request and WebSocket on this connection; None for what belongs to none."""
         return self._driver.sites_in_flight() if self._driver is not None else ()
 
     # -- for the subclasses
