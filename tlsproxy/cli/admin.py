@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from tlsproxy.cli import certs, lifecycle, store
+from tlsproxy.cli import backends, certs, lifecycle, sites, store
 from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target
 from tlsproxy.cli.output import say, say_fields, say_json
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 accounts = typer.Typer(name="accounts", help="Accounts at CAs.", no_args_is_help=True)
 app.add_typer(certs.app)
+app.add_typer(backends.app)
+app.add_typer(sites.app)
 app.add_typer(accounts)
 app.add_typer(store.app)
 app.command()(lifecycle.reload)

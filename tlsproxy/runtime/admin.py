@@ -68,13 +68,16 @@ class AdminServer:
         canonical: Callable[[str], str] = str,
         scrape: Callable[[str], Awaitable[Page]] | None = None,
         deeds: Mapping[str, Callable[[], Call]] | None = None,
+        operate: Callable[[str, str, Mapping[str, str]], Awaitable[Any]] | None = None,
     ) -> None:
         """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one.
 
         `scrape` returns the metrics in the format that an Accept header asks for. `deeds` are what the proxy can do
-        with itself (reload, stop); they raise TlsproxyError when it is not the time for that.
+        with itself (reload, stop); they raise TlsproxyError when it is not the time for that. `operate` does with
+        backends and sites what a verb says (operators.py).
         """
         self._deeds = deeds or {}
+        self._operate = operate
         self._scrape = scrape
         self._identity = identity
         self._generation = generation
@@ -222,6 +225,16 @@ class AdminServer:
         result = await _first_word(call)
         return Answer(result.status, result.body) if result else _lines(call)
 
+    async def operate(self, asked: Asked) -> Answer | Lines:
+        """What operators want of backends and sites: an answer, or some work to be followed."""
+        if self._operate is None:
+            raise Refusal(404, "this proxy has no backends")
+        found = await self._operate(asked.verb, asked.name, asked.options)
+        if not isinstance(found, Call):
+            return Answer(200, found)
+        result = await _first_word(found)
+        return Answer(result.status, result.body) if result else _lines(found)
+
     def _refuse_clash(self, asked: Asked) -> None:
         call = self._work.get(self._canonical(asked.name))
         if call is None or call.result is not None:
@@ -296,6 +309,13 @@ ROUTES = (
     Route("POST", ("certs", "NAME", "renew"), AdminServer.work, "renew"),
     Route("POST", ("certs", "NAME", "revoke"), AdminServer.work, "revoke"),
     Route("POST", ("certs", "NAME", "announce"), AdminServer.ask, "announce"),
+    Route("GET", ("backends",), AdminServer.operate, "backends"),
+    Route("POST", ("backends", "swap"), AdminServer.operate, "swap"),
+    Route("POST", ("backends", "NAME", "drain"), AdminServer.operate, "drain"),
+    Route("POST", ("backends", "NAME", "resume"), AdminServer.operate, "resume"),
+    Route("GET", ("sites",), AdminServer.operate, "sites"),
+    Route("POST", ("sites", "NAME", "pause"), AdminServer.operate, "pause"),
+    Route("POST", ("sites", "NAME", "resume"), AdminServer.operate, "unpause"),
     Route("POST", ("reload",), AdminServer.do, "reload"),
     Route("POST", ("stop",), AdminServer.do, "stop"),
     Route("GET", ("quota",), AdminServer.ask, "quota"),

@@ -24,6 +24,7 @@ from tlsproxy.runtime.messages import BackendPlan
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.planfile import PlanFile
 from tlsproxy.runtime.plans import State
+from tlsproxy.runtime.reload import Move
 from tlsproxy.runtime.rows import Report, merge
 from tlsproxy.settings import Settings, Site
 
@@ -38,7 +39,7 @@ class Backends:
     """The plan and its owner. `generations` returns those that live, the serving one first."""
 
     # Mutable: _settings (of the serving generation), _state, _saving (orders writers: the last state is the last
-    # written), _saved (what is in the file, as far as is known).
+    # written), _saved (what is in the file, as far as is known), _tasks (saving what a reload has changed).
 
     def __init__(self, settings: Settings, generations: Callable[[], Sequence[Generation]]) -> None:
         """Reads what was kept; what does not fit the settings is dropped, with a line in the log."""
@@ -46,6 +47,7 @@ class Backends:
         self._generations = generations
         self._file = PlanFile(settings.store.url)
         self._saving = asyncio.Lock()
+        self._tasks: set[asyncio.Task[list[str]]] = set()
         self._state = self._saved = self._file.load()
         self._take(self._fitted(settings))
 
@@ -72,15 +74,21 @@ class Backends:
         """The plan for a generation of these settings, that may come to serve or not."""
         return plans.fit(self._state, settings.sites, time.time())[0].plan
 
-    async def settle(self, settings: Settings) -> None:
-        """The generation of these settings serves now: what does not fit them is over."""
+    async def prepare(self, settings: Settings) -> Move:
+        """For a reload: what is to be done once the generation of these settings serves."""
+        return _Settling(self, settings)
+
+    def settle(self, settings: Settings) -> None:
+        """The generation of these settings serves now: what does not fit them is over. Waits for no disk."""
         self._settings = settings
         self._file = PlanFile(settings.store.url)
         self._take(self._fitted(settings))
         for generation in self._generations()[:1]:  # those that drain know the routes that what is dropped was about
             generation.change_plan(self.plan)
         if self._state != self._saved:
-            await self._save()
+            task = asyncio.create_task(self._save())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def adopt(self, plan: BackendPlan) -> None:
         """Go on with the plan of another supervisor, which may have been kept nowhere."""
@@ -199,3 +207,17 @@ class Backends:
                 return [f"this will not survive a restart of the proxy: {error}"]
             self._saved = state
             return []
+
+
+class _Settling:
+    """Settings that are yet to be served."""
+
+    def __init__(self, backends: Backends, settings: Settings) -> None:
+        self._backends = backends
+        self._settings = settings
+
+    async def commit(self) -> None:
+        self._backends.settle(self._settings)
+
+    def undo(self) -> None:
+        """Nothing was done."""

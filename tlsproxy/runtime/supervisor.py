@@ -28,13 +28,15 @@ from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import host
 from tlsproxy.runtime.admin import AdminServer, Identity
+from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
 from tlsproxy.runtime.calls import Call
-from tlsproxy.runtime.generation import Ears
+from tlsproxy.runtime.generation import Ears, Generation
 from tlsproxy.runtime.generations import Generations
-from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, BackendPlan, Drain, ReopenLogs
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, ReopenLogs
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.notifier import Notifier
+from tlsproxy.runtime.operators import Operators
 from tlsproxy.runtime.parting import describe_parting, parting, read_anew
 from tlsproxy.runtime.relisten import change_listeners
 from tlsproxy.runtime.reload import Movable, Reloads, Tell
@@ -77,9 +79,14 @@ class Supervisor:
         self._listeners = listeners
         self._reread = reread
         self._started = datetime.now(UTC)
-        self._plan = BackendPlan()
         self._generations = Generations()
-        ears = Ears(announced=self._generations.send_to_workers, wished=self._generations.pass_wish)
+        self._backends = Backends(settings, self._living)
+        self._operators = Operators(self._backends, self._ask_worker)
+        ears = Ears(
+            probed=self._operators.probed,
+            announced=self._generations.send_to_workers,
+            wished=self._generations.pass_wish,
+        )
         self._heirloom = Heirloom(ears=ears)
         self._notifier = Notifier()
         self._log_maker = LogMaker(settings)
@@ -95,8 +102,9 @@ class Supervisor:
             Names(settings.sites).certificate,
             self._scraper.page,
             {"reload": self._reloads.ask, "stop": self._stop_for_admin},
+            self._operators.act,
         )
-        self._movables: list[Movable] = [self._admin]
+        self._movables: list[Movable] = [self._admin, self._backends]
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -107,6 +115,7 @@ class Supervisor:
             if await self._start():
                 await self._stop.wait()
                 await self._reloads.stop()
+                await self._operators.close()
                 await self._drain()
         finally:
             await self._generations.kill()
@@ -116,13 +125,14 @@ class Supervisor:
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
-        first = make_generation(1, self._settings, self._listeners, self._heirloom, self._plan)
+        first = make_generation(1, self._settings, self._listeners, self._heirloom, self._backends.plan)
         starting = asyncio.create_task(self._generations.prepare(first))
         if await _is_first(starting, self._stop):
             starting.result()
             self._generations.serve(first, Drain())
             if self._settings.admin.socket != "off":
                 await self._admin.open(Path(self._settings.admin.socket))
+            await self._backends.keep()
             self._log_ready()
             self._notifier.ready()
             gc.freeze()
@@ -193,7 +203,8 @@ class Supervisor:
                     moves.append(move)
             number = self._generations.serving.number + 1
             tell("start", f"generation {number}: {slots} workers")
-            generation = make_generation(number, settings, listeners.listeners, self._heirloom, self._plan)
+            plan = self._backends.plan_for(settings)
+            generation = make_generation(number, settings, listeners.listeners, self._heirloom, plan)
             await self._generations.prepare(generation)
             undo.push_async_callback(self._generations.discard, generation)
             listeners.commit()
@@ -240,6 +251,13 @@ class Supervisor:
         self._generations.poll()
         if os.getpid() == 1:
             host.reap_strangers(self._generations.pids())
+
+    def _living(self) -> tuple[Generation, ...]:
+        """The one that serves, and those that drain."""
+        return (self._generations.serving, *self._generations.draining)
+
+    def _ask_worker(self, message: Message) -> bool:
+        return self._generations.serving.ask_one_worker(message)
 
     def _identity(self) -> Identity:
         return Identity(len(self._settings.sites), _describe(self._listeners), self._started)
