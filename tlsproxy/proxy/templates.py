@@ -180,7 +180,7 @@ class _Reading:
     def answer_end(self, trailers: Fields) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.release(request_sent=True)
+            stream.release(request_sent=stream.may_refuse)  # one of HTTP/1.1 was made for this alone: it is closed
         self._end(b"".join(self._pieces))
 
     def backend_failed(self, failure: BackendFailure) -> None:
