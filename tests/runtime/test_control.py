@@ -65,9 +65,8 @@ MESSAGES: list[Message] = [
     StatsRequest(),
     Stats({"requests": 12}),
     Hello(1, "0.1"),
-    Handover(
-        3, "00ff", (("https", 7, 0, ":443", 0),), BackendPlan(("http://a",)), ("/run/x.sock", 9), 4, totals={"a": 1.5}
-    ),
+    Handover(3, "00ff", (("https", 7, 0, ":443", 0),), BackendPlan(("http://a",)), ("/run/x.sock", 9), line=4),
+    Handover(3, "00ff", (), metrics=(":9180", (5, 6)), totals={"requests": 1.5}),
     Prepared({"a.test": "00"}, (7,)),
     TakeOver(BackendPlan(paused={"a.test": 1.5})),
     Totals({'requests{site="a"}': 2.0}),

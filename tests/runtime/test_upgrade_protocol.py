@@ -27,7 +27,7 @@ HANDOVER = Handover(4, SECRET, (), totals={"requests": 7.0})
 # Takes over, tells what its environment and arguments were, drains its predecessor, waits for the totals.
 _WELL = """
 import asyncio, os, sys
-from tlsproxy.runtime.messages import Prepared
+from tlsproxy.runtime.messages import Prepared, Ready
 from tlsproxy.runtime.predecessor import find_predecessor
 predecessor = find_predecessor(os.environ)
 handover = predecessor.receive()
@@ -36,6 +36,7 @@ async def main():
     taken = await predecessor.hand_over(Prepared({"a.test": str(handover.generation)}))
     if taken is None:
         sys.exit(3)
+    predecessor.send(Ready())
     predecessor.reopen_logs()
     predecessor.hurry(2.5)
     await predecessor.follow(lambda totals: print("totals", totals, taken.plan.drained, flush=True))
@@ -75,7 +76,7 @@ def test_one_after_the_other_is_the_proxy(capfd: pytest.CaptureFixture[str]) -> 
     async def act(successor: Successor) -> None:
         prepared = await successor.prepare(lambda: HANDOVER, 20.0, steps.append)
         assert prepared.sites == {"a.test": "4"}
-        successor.take_over(BackendPlan(drained=("http://a",)))
+        await successor.take_over(BackendPlan(drained=("http://a",)), {})
         hurried = asyncio.Event()
 
         def hurry(seconds: float) -> None:

@@ -86,6 +86,19 @@ class Generations:
         await asyncio.gather(*ends, return_exceptions=True)
         return outcome
 
+    async def leave(self, order: Drain) -> None:
+        """Let all come to their ends, the one that serves as the order says: another supervisor goes on."""
+        generation = self.serving
+        generation.retire()
+        self._ends[generation] = asyncio.create_task(self._end(generation, order))
+        while self._ends:
+            await asyncio.wait(tuple(self._ends.values()))
+
+    def hasten(self, timeout: float) -> None:
+        """Have those that drain be gone within so many seconds."""
+        for each in self.draining:
+            each.hasten(timeout)
+
     async def kill(self) -> None:
         """End all now."""
         ends = list(self._ends.values())

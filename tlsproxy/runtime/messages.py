@@ -227,7 +227,8 @@ class Handover:
     """Old supervisor → new one: what a proxy goes on with, in place of what it would make for itself.
 
     Descriptors are inherited: `listeners` are (kind, file descriptor, slot, text, entry) as in sockets.Listener,
-    `admin` the path and the descriptor of the admin socket, `line` that of the stand-in (-1: there is none).
+    `admin` the path and the descriptor of the admin socket, `metrics` address and descriptors of the port for scrapers,
+    `line` that of the stand-in (-1: there is none).
     `notify` and `watchdog` are as in systemd.Service, `totals` the metrics, `started` (RFC 3339) when the first of all
     supervisors was ready.
     """
@@ -237,6 +238,7 @@ class Handover:
     listeners: tuple[tuple[ListenerKind, int, int, str, int], ...]
     plan: BackendPlan = BackendPlan()
     admin: tuple[str, int] | None = None
+    metrics: tuple[str, tuple[int, ...]] = ("", ())
     line: int = -1
     notify: str = ""
     watchdog: float = 0.0
@@ -258,14 +260,18 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class TakeOver:
-    """Old supervisor → new one: you are the proxy now. `plan` is what operators have said meanwhile."""
+    """Old supervisor → new one: be the proxy. Answered by Ready; from then on the old one takes nothing new.
+
+    `plan` is what operators have said meanwhile, `totals` what was counted meanwhile.
+    """
 
     plan: BackendPlan = BackendPlan()
+    totals: dict[str, float] = dataclasses.field(default_factory=dict, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """Old supervisor → new one, at its end: what its children have counted since the Handover."""
+    """Old supervisor → new one, now and then until its end: what its children have counted since the last time."""
 
     series: dict[str, float]
 

@@ -14,3 +14,12 @@ class Notifier:
 
     def stopping(self) -> None:
         """No new connection is accepted any more."""
+
+    def failed(self, reason: str) -> None:
+        """There will be no proxy."""
+
+    def alive(self) -> None:
+        """Somebody answers for the workers."""
+
+    def hand_over(self, pid: int) -> None:
+        """Process `pid`, which serves already, is the proxy from now on."""

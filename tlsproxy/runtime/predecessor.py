@@ -63,9 +63,12 @@ class Predecessor:
         if self._channel is not None:
             self._channel.send(message)
 
-    def refuse(self, reason: str) -> None:
+    async def refuse(self, reason: str) -> None:
         """Say why there will be no new supervisor, from the loop."""
         self.send(Failed(reason))
+        self.close()
+        if self._channel is not None:
+            await self._channel.wait_closed()
 
     async def hand_over(self, prepared: Prepared) -> TakeOver | None:
         """Say that all is ready; return its word, or None when it wants us no longer."""

@@ -5,13 +5,14 @@
      │ ◀───────────────────────────────── Hello ──│   I speak this protocol
      │ ── Handover ──────────────────────────────▶│   listeners, ticket secret, plan, metrics …
      │ ◀──────────────────────────── Prepared ────│   all my children are ready (or Failed: why not)
-     │ ── TakeOver ──────────────────────────────▶│   answers on the admin socket, is the main process
+     │ ── TakeOver ──────────────────────────────▶│   serves, answers on the admin socket
+     │ ◀─────────────────────────────── Ready ────│
      │    drains                                  │
      │ ◀─────────────────── ReopenLogs, Drain ────│   rotate there too; leave within this time
      │ ── Totals ────────────────────────────────▶│   the last of the metrics
      ╳                                            │
 
-Until TakeOver the old one is the proxy, and its end of the socket closing ends the new one. Rule: what is secret goes
+Until Ready the old one is the proxy, and its end of the socket closing ends the new one. Rule: what is secret goes
 over the socket alone; the environment has the number of a descriptor and the arguments are those of the first start.
 """
 

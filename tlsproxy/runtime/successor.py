@@ -28,6 +28,7 @@ from tlsproxy.runtime.messages import (
     Hello,
     Message,
     Prepared,
+    Ready,
     ReopenLogs,
     TakeOver,
     Totals,
@@ -40,6 +41,9 @@ T = TypeVar("T", bound=Message)
 
 HELLO_TIME = 30.0
 """Seconds for the new program to say its first word: an interpreter that starts on a busy machine."""
+
+TAKE_OVER_TIME = 10.0
+"""Seconds for a new supervisor that is ready to say that it serves."""
 
 LEAVE_TIME = 10.0
 """Seconds for a new supervisor that is not wanted to end its children, before it is killed."""
@@ -114,10 +118,16 @@ class Successor:
         left = max(deadline - asyncio.get_running_loop().time(), 0.0)
         return await self._expect(Prepared, left, "was not ready", "it was ready", patience)
 
-    def take_over(self, plan: BackendPlan) -> None:
-        """Make it the proxy. There is no way back."""
+    async def take_over(self, plan: BackendPlan, totals: dict[str, float]) -> None:
+        """Make it the proxy: when this returns, it serves. Raises UpgradeFailed."""
+        self._channel.send(TakeOver(plan, totals))
+        await self._expect(Ready, TAKE_OVER_TIME, "did not serve", "it served")
         self.is_proxy = True
-        self._channel.send(TakeOver(plan))
+
+    def tell(self, totals: dict[str, float]) -> None:
+        """Hand on what was counted since the last time."""
+        if totals:
+            self._channel.send(Totals(totals))
 
     async def orders(self, reopen: Callable[[], None], hurry: Callable[[float], None]) -> None:
         """Do what the proxy says while we drain: open the logs anew, be gone within so many seconds.
@@ -136,12 +146,17 @@ class Successor:
         hurry(0.0)
 
     async def leave(self, totals: dict[str, float]) -> None:
-        """Send what was counted since the handover, and part."""
-        self._channel.send(Totals(totals))
+        """Send the last of what was counted, and part."""
+        self.tell(totals)
         self._channel.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_TIME):
                 await self._channel.wait_closed()
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess has it; None while it lives."""
+        return self._ended.result() if self._ended.done() else None
 
     def poll(self) -> None:
         """Reap the process if it has ended."""

@@ -81,14 +81,13 @@ class ServiceNotifier(Notifier):
         self._say("STOPPING=1", "STATUS=Finishing what is in flight")
 
     def failed(self, reason: str) -> None:
-        """Say why there will be no proxy: the line that `systemctl status` shows."""
         self._say(f"STATUS={reason}")
 
     def alive(self) -> None:
         self._say("WATCHDOG=1")
 
     def hand_over(self, pid: int) -> None:
-        """Say that `pid`, which serves already, is the service from now on. Only the old main process may."""
+        # Only the main process may name another one.
         self._say(f"MAINPID={pid}", "READY=1", f"STATUS={self._text}")
 
     def _say(self, *lines: str) -> None:
@@ -111,9 +110,7 @@ def make_notifier(address: str) -> Notifier:
     return ServiceNotifier(address) if address else Notifier()
 
 
-async def feed_watchdog(
-    notifier: ServiceNotifier, patience: float, is_answering: Callable[[float], Awaitable[bool]]
-) -> None:
+async def feed_watchdog(notifier: Notifier, patience: float, is_answering: Callable[[float], Awaitable[bool]]) -> None:
     """Say at least twice in `patience` seconds that all is well, as long as it is. Runs until it is cancelled.
 
     `is_answering` gets how many seconds it may take to find out.
