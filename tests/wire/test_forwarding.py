@@ -293,3 +293,33 @@ def test_via_names_the_protocol_the_request_came_by(version: int, via: bytes) ->
     head = RequestHead(b"GET", b"/", version)
     fields = outbound_fields(head, Peer("192.0.2.1", "https", Options(Trust([]), via=True)), b"")
     assert (b"Via", via) in fields
+
+
+class TestExtra:
+    """Fields of one request, as a trace's: they replace the client's, and are not remembered with its head."""
+
+    EXTRA: Fields = [(b"traceparent", b"00-new-01")]
+
+    @pytest.mark.parametrize("address", ["198.51.100.7", "10.0.0.1"], ids=["client", "trusted proxy"])
+    def test_they_replace_what_the_client_says(self, address: str) -> None:
+        head = read_requests([request(HOST + b"TraceParent: 00-old-00\r\nX-Own: 1\r\n")]).complete[0].head
+        peer = Peer(address, "https", PROXIES)
+        for extra in (self.EXTRA, [], [(b"traceparent", b"00-third-01")]):
+            sent = outbound_request(head, peer, b"/", request_id=b"i", started_ms=5, prefix=b"", extra=extra)
+            lines = sent.data[:-4].split(b"\r\n")[1:]
+            expected = [b"traceparent: " + value for _, value in extra] or [b"TraceParent: 00-old-00"]
+            assert [line for line in lines if line.lower().startswith(b"traceparent")] == expected
+            assert b"X-Own: 1" in lines
+
+    def test_what_is_vouched_for_reaches_the_backend_but_for_trace(self) -> None:
+        vouched = [(b"X-Tlsproxy-Secret", b"s")]
+        for address, method, expected in (
+            ("198.51.100.7", b"GET", b"s"),
+            ("10.0.0.1", b"GET", b"s"),
+            ("198.51.100.7", b"TRACE", None),
+            ("10.0.0.1", b"TRACE", None),
+        ):
+            raw = request(HOST + b"X-Tlsproxy-Secret: forged\r\n").replace(b"GET", method, 1)
+            head = read_requests([raw]).complete[0].head
+            sent = send(head, Peer(address, "https", PROXIES, vouched=vouched))
+            assert get(sent.fields, "x-tlsproxy-secret") == expected
