@@ -18,7 +18,7 @@ APP = "tests.system.apps.everything:app"
 
 
 class StartProxy(Protocol):
-    def __call__(self, sites: str, *, head: str = "", workers: int = 1, http: str = "") -> Proxy: ...
+    def __call__(self, sites: str, *, head: str = "", workers: int = 1, http: str = "", drain: str = "1s") -> Proxy: ...
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +37,10 @@ def start_proxy(tmp_path: Path, trust: ssl.SSLContext) -> Iterator[StartProxy]:
     """Start `tlsproxy run` with the given sites in `tmp_path`; it is stopped at the end."""
     with contextlib.ExitStack() as stack:
 
-        def start(sites: str, *, head: str = "", workers: int = 1, http: str = "") -> Proxy:
-            return stack.enter_context(running_proxy(tmp_path, trust, sites, head=head, workers=workers, http=http))
+        def start(sites: str, *, head: str = "", workers: int = 1, http: str = "", drain: str = "1s") -> Proxy:
+            return stack.enter_context(
+                running_proxy(tmp_path, trust, sites, head=head, workers=workers, http=http, drain=drain)
+            )
 
         yield start
 

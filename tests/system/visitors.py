@@ -26,9 +26,13 @@ Round = Callable[[], None]
 
 @dataclass
 class Tally:
-    """How it went so far: `serials` are those of the certificates that were served, in order, each once."""
+    """How it went so far: `serials` are those of the certificates that were served, in order, each once.
+
+    `renewed` counts the connections that ended as they may, and were followed by another one.
+    """
 
     good: int = 0
+    renewed: int = 0
     failures: list[str] = field(default_factory=list)
     serials: list[int] = field(default_factory=list)
 
@@ -55,7 +59,7 @@ def visiting(proxy: Proxy, host: str, trust: ssl.SSLContext) -> Iterator[Tally]:
         with _connection(proxy, host, trust, tally) as client:
             _ask(client)
 
-    with _repeating(visit, tally):
+    with repeating(visit, tally):
         yield tally
 
 
@@ -63,7 +67,7 @@ def visiting(proxy: Proxy, host: str, trust: ssl.SSLContext) -> Iterator[Tally]:
 def staying(proxy: Proxy, host: str, trust: ssl.SSLContext) -> Iterator[Tally]:
     """Ask again and again on one connection."""
     tally = Tally()
-    with _connection(proxy, host, trust, tally) as client, _repeating(lambda: _ask(client), tally):
+    with _connection(proxy, host, trust, tally) as client, repeating(lambda: _ask(client), tally):
         yield tally
 
 
@@ -80,7 +84,7 @@ def talking(proxy: Proxy, host: str, trust: ssl.SSLContext) -> Iterator[Tally]:
             socket.send(f"word {tally.good}")
             assert socket.recv(PATIENCE) == f"word {tally.good}"
 
-        with _repeating(say, tally):
+        with repeating(say, tally):
             yield tally
 
 
@@ -99,7 +103,8 @@ def _ask(client: http.client.HTTPConnection) -> None:
 
 
 @contextlib.contextmanager
-def _repeating(act: Round, tally: Tally) -> Iterator[None]:
+def repeating(act: Round, tally: Tally, pause: float = 0.01) -> Iterator[None]:
+    """Act again and again, with a pause: one of two processors is for those who are visited."""
     over = threading.Event()
 
     def repeat() -> None:
@@ -109,7 +114,7 @@ def _repeating(act: Round, tally: Tally) -> Iterator[None]:
                 tally.good += 1
             except Exception as error:  # noqa: BLE001 - all of them count
                 tally.failures.append(repr(error))
-            over.wait(0.01)  # one of two processors is for those who are visited
+            over.wait(pause)
 
     thread = threading.Thread(target=repeat)
     thread.start()
