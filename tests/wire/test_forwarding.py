@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import ClassVar
 
 import pytest
 
@@ -298,7 +299,7 @@ def test_via_names_the_protocol_the_request_came_by(version: int, via: bytes) ->
 class TestExtra:
     """Fields of one request, as a trace's: they replace the client's, and are not remembered with its head."""
 
-    EXTRA: Fields = [(b"traceparent", b"00-new-01")]
+    EXTRA: ClassVar[Fields] = [(b"traceparent", b"00-new-01")]
 
     @pytest.mark.parametrize("address", ["198.51.100.7", "10.0.0.1"], ids=["client", "trusted proxy"])
     def test_they_replace_what_the_client_says(self, address: str) -> None:
