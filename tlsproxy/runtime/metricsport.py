@@ -15,6 +15,7 @@ from typing import Final
 
 from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Handler, Lines, Request
+from tlsproxy.runtime.generations import NothingServes
 from tlsproxy.runtime.sockets import ListenError, bind_entry
 from tlsproxy.settings import Settings
 
@@ -52,7 +53,6 @@ class MetricsPort:
         self._open = _Opened("")
         self._inherited = _Opened("")
         self._clients: set[asyncio.Task[None]] = set()
-        self._beginnings: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<MetricsPort {self._open.address or 'closed'} {len(self._clients)} clients>"
@@ -89,14 +89,12 @@ class MetricsPort:
         servers = [await asyncio.start_server(self._welcome, sock=sock, start_serving=False) for sock in sockets]
         return Move(self, _Opened(wanted, sockets, tuple(servers)))
 
-    def exchange(self, opened: _Opened) -> None:
+    async def exchange(self, opened: _Opened) -> None:
         """Accept there from now on, and no longer where it was. Clients stay."""
         before, self._open = self._open, opened
         before.close()
         for server in opened.servers:
-            beginning = asyncio.create_task(server.start_serving())
-            self._beginnings.add(beginning)
-            beginning.add_done_callback(self._beginnings.discard)
+            await server.start_serving()
 
     def close(self) -> None:
         """Take no more clients. Those who are there stay until `kill`."""
@@ -107,10 +105,9 @@ class MetricsPort:
     async def kill(self) -> None:
         """Part with everybody."""
         self.close()
-        tasks = [*self._clients, *self._beginnings]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for client in self._clients:
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
 
     async def answer(self, request: Request) -> Answer | Lines:
         """Answer one request."""
@@ -118,7 +115,10 @@ class MetricsPort:
             return Answer(404, {"error": _NOT_HERE})
         if request.method != "GET":
             return Answer(405, {"error": _READ_ONLY}, (("Allow", "GET"),))
-        return await self._answer(Request("GET", request.path, accept=request.accept))
+        try:
+            return await self._answer(Request("GET", request.path, accept=request.accept))
+        except NothingServes as error:
+            return Answer(503, {"error": str(error)})
 
     def _take_inherited(self, wanted: str) -> tuple[socket.socket, ...]:
         inherited, self._inherited = self._inherited, _Opened("")
@@ -144,8 +144,8 @@ class Move:
     port: MetricsPort
     opened: _Opened
 
-    def commit(self) -> None:
-        self.port.exchange(self.opened)
+    async def commit(self) -> None:
+        await self.port.exchange(self.opened)
 
     def undo(self) -> None:
         self.opened.close()

@@ -31,9 +31,11 @@ from tlsproxy.runtime.admin import AdminServer, Identity
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
 from tlsproxy.runtime.calls import Call
+from tlsproxy.runtime.families import RELOADS
 from tlsproxy.runtime.generation import Ears, Generation
 from tlsproxy.runtime.generations import Generations
 from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, ReopenLogs
+from tlsproxy.runtime.metricsport import MetricsPort
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.notifier import Notifier
 from tlsproxy.runtime.operators import Operators
@@ -90,9 +92,7 @@ class Supervisor:
         self._heirloom = Heirloom(ears=ears)
         self._notifier = Notifier()
         self._log_maker = LogMaker(settings)
-        self._scraper = Scraper(
-            ears.collector, lambda: tuple(self._generations), lambda: Configured.of(self._settings), time.time()
-        )
+        self._scraper = Scraper(ears.collector, self._living, lambda: Configured.of(self._settings), time.time())
         self._reloads = Reloads(self._reload)
         self._is_followed = False  # somebody waits for the end of the stop
         self._farewell = Call(AdminCall(0, "stop"))
@@ -104,7 +104,8 @@ class Supervisor:
             {"reload": self._reloads.ask, "stop": self._stop_for_admin},
             self._operators.act,
         )
-        self._movables: list[Movable] = [self._admin, self._backends]
+        self._port = MetricsPort(self._admin.answer)
+        self._movables: list[Movable] = [self._admin, self._backends, self._port]
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -120,11 +121,14 @@ class Supervisor:
         finally:
             await self._generations.kill()
             await self._admin.kill()
+            await self._port.kill()
             self._scraper.close()
             close_listeners(self._listeners)
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
+        if (port := await self._port.prepare(self._settings)) is not None:
+            await port.commit()
         first = make_generation(1, self._settings, self._listeners, self._heirloom, self._backends.plan)
         starting = asyncio.create_task(self._generations.prepare(first))
         if await _is_first(starting, self._stop):
@@ -153,6 +157,7 @@ class Supervisor:
         close_listeners(self._listeners)
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
         self._admin.close()
+        self._port.close()
         drain = asyncio.create_task(self._generations.end(timeout))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
@@ -173,11 +178,14 @@ class Supervisor:
         """Have a new generation serve what the configuration says now. Until all of it is ready nothing changes."""
         began = time.monotonic()
         self._notifier.reloading()
+        result = "failed"
         try:
             tell("read", "the configuration")
             loaded = await read_anew(self._reread, self._settings, lambda warning: tell("warning", warning))
             await self._exchange(loaded.settings, tell)
+            result = "ok"
         finally:
+            self._heirloom.ears.collector.count(RELOADS.name, result=result)
             self._notifier.ready()
         return {
             "generation": self._generations.serving.number,
