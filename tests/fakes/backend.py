@@ -21,13 +21,14 @@ def url_of(sock: socket.socket) -> str:
 
 
 class Backend:
-    """Close it to refuse connections; what it accepted is closed with it."""
+    """Close it to refuse connections; what it accepted is closed with it. `port`: that of one that refuses by now."""
 
-    def __init__(self, path: Path | None = None, *, receive_buffer: int = 0) -> None:
+    def __init__(self, path: Path | None = None, *, receive_buffer: int = 0, port: int = 0) -> None:
         self._sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if receive_buffer:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._sock.bind(str(path) if path else ("127.0.0.1", 0))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._sock.bind(str(path) if path else ("127.0.0.1", port))
         self._sock.settimeout(PATIENCE)
         self._sock.listen(128)
         self.url = f"unix:{path}" if path else url_of(self._sock)

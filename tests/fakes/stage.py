@@ -103,8 +103,12 @@ class Stage:
 
     # --- the cast -----------------------------------------------------------------------------------------------------
 
-    def backend(self, path: Path | None = None, *, receive_buffer: int = 0) -> Backend:
-        return self._stack.enter_context(Backend(path, receive_buffer=receive_buffer))
+    def backend(self, path: Path | None = None, *, receive_buffer: int = 0, port: int = 0) -> Backend:
+        return self._stack.enter_context(Backend(path, receive_buffer=receive_buffer, port=port))
+
+    def restart(self, backend: Backend) -> Backend:
+        """Another one in the place of `backend`, which refuses connections by now."""
+        return self.backend(port=int(backend.url.rpartition(":")[2]))
 
     def serve(
         self,

@@ -141,6 +141,8 @@ class Backend(Condition):
             self._idle_limit = idle_limit_of(self._server, self.idle_default)
         while self.closing and self.closing[0][0] <= now - _LONGEST_CLOSE:
             self.closing.pop(0)[1].abort()
+        if not self.may_be_asked:  # and what ended meanwhile has come back
+            self.close_all_idle()
         limit = now - self._idle_limit
         idle = self.idle
         while idle and idle[0].idle_since <= limit:
@@ -179,13 +181,14 @@ class Backend(Condition):
 
 
 def describe(backends: Iterable[Backend], sites: Iterable[Site]) -> list[dict[str, Any]]:
-    """Report on each backend, with the routes ("SITE PATH") that lead to it."""
+    """Report on each backend that has a route or requests, with the routes ("SITE PATH") that lead to it."""
     routes: dict[str, list[str]] = {}
     for site in sites:
         for forward in site.forwards:
             for backend in forward.route.upstream.backends:
                 routes.setdefault(backend.url, []).append(f"{site.name} {forward.route.label}")
-    return [{**backend.report(), "routes": routes.get(backend.url, [])} for backend in backends]
+    wanted = [backend for backend in backends if backend.active or backend.url in routes]
+    return [{**backend.report(), "routes": routes.get(backend.url, [])} for backend in wanted]
 
 
 def idle_limit_of(server: bytes, default: float) -> float:
