@@ -5,8 +5,8 @@ Knows the shapes of the admin API's answers and how to show them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -26,16 +26,16 @@ _STYLES = {"up": "green", "recovering": "yellow", "draining": "yellow", "ejected
 @app.command("list")
 def list_backends(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """Show every backend: its state, and the requests under way there."""
-    rows = Target(config, socket).client.get("backends")
+    rows, now = Target(config, socket).client.get("backends"), datetime.now(UTC)
     if as_json:
         say_json(rows)
     elif in_terminal():
-        say_table(_COLUMNS[:-1], [_cells(row, time.time())[:-1] for row in rows])
+        say_table(_COLUMNS[:-1], [_cells(row, now)[:-1] for row in rows])
         for row in rows:
             if row["why"]:  # a sentence has no room in a column
                 say(f"\n{harmless(row['url'])}: {harmless(row['why'])}")
     else:
-        say_table(_COLUMNS, [_cells(row, time.time()) for row in rows])
+        say_table(_COLUMNS, [_cells(row, now) for row in rows])
 
 
 @app.command()
@@ -84,11 +84,11 @@ def _show(answer: Mapping[str, Any], said: str) -> None:
     say(harmless(f"{answer['url']}: {said}"))
 
 
-def _cells(row: Mapping[str, Any], now: float) -> list[Cell]:
+def _cells(row: Mapping[str, Any], now: datetime) -> list[Cell]:
     return [
         Cell(row["url"]),
         Cell(_state(row), _STYLES.get(row["state"], "")),
-        Cell(span(now - row["since"]) if row["since"] else ""),
+        Cell(span((now - datetime.fromisoformat(row["since"])).total_seconds()) if row["since"] else ""),
         *(Cell(str(row[name])) for name in ("active", "idle", "requests", "failures")),
         Cell(", ".join(row["routes"])),
         Cell(row["why"]),

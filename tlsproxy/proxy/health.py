@@ -3,9 +3,10 @@
 One task per route that has a `health` and backend of it, off the request path; what is asked is in `inquiry`, what
 follows from the verdict in `condition`. Each worker asks for itself: the way from here to there is part of the answer.
 
-Rules: the first answer decides at once, for nothing is known before it; then `fails` in a row make a backend down and
-`passes` in a row make it up. What this process lacks (descriptors) says nothing about a backend. Questions of many
-routes don't come at once: each begins at a time of its own, and at most `_AT_ONCE` are under way.
+Rules: `fails` answers in a row make a backend down and `passes` in a row make it up. At first nothing is known, and it
+is believed to be up: an answer that says so is enough then, and until there is a verdict it is asked once a second.
+What this process lacks (descriptors) says nothing about a backend. Questions of many routes don't come at once: each
+begins at a time of its own, and at most `_AT_ONCE` are under way.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 64
 _FIRST_WITHIN: Final = 0.5  # seconds after the start
+_UNSETTLED: Final = 1.0  # seconds between two questions while there is no verdict
 _JITTER: Final = 0.05  # of the interval
 
 
@@ -40,9 +42,14 @@ class Tally:
     # Mutable: _is_down (the verdict, None before the first), _contrary (answers in a row that speak against it).
 
     def __init__(self, *, fails: int, passes: int) -> None:
-        self._needed = {True: fails, False: passes}  # by whether the next verdict is that it is down
+        self._fails = fails
+        self._passes = passes
         self._is_down: bool | None = None
         self._contrary = 0
+
+    @property
+    def is_settled(self) -> bool:
+        return self._is_down is not None
 
     def count(self, why: str) -> bool:
         """Take an answer ("" for well); return whether it is the verdict from now on, or goes on being it."""
@@ -50,8 +57,8 @@ class Tally:
         if is_bad == self._is_down:
             self._contrary = 0
             return True
-        self._contrary += 1
-        if self._is_down is not None and self._contrary < self._needed[is_bad]:
+        self._contrary = self._contrary + 1 if is_bad or self._is_down else self._passes
+        if self._contrary < (self._fails if is_bad else self._passes):
             return False
         self._is_down = is_bad
         self._contrary = 0
@@ -123,7 +130,8 @@ class HealthChecks:
                 logger.warning("health.not_asked", extra={"backend": backend.url, "why": failure.note})
             except Exception:
                 logger.exception("health.crashed", extra={"backend": backend.url})
-            await asyncio.sleep(health.interval * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
+            pause = health.interval if tally.is_settled else min(health.interval, _UNSETTLED)
+            await asyncio.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
 
 
 async def _ask_once(url: str, question: Question) -> str:

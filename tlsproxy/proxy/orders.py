@@ -34,7 +34,7 @@ class Plan(Protocol):
 class Orders:
     """See the module's text. `find` makes or finds the backend of a URL, `backends` are all that were made so far."""
 
-    def __init__(self, sites: Sequence[Site], find: Callable[[str], Backend], backends: Mapping[str, Backend]) -> None:
+    def __init__(self, sites: Sequence[Site], find: Callable[[str], Backend], backends: dict[str, Backend]) -> None:
         self._sites = sites
         self._find = find
         self._backends = backends
@@ -53,6 +53,14 @@ class Orders:
             else:
                 backend.resume()
         self._pause(plan.paused)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of backends that only an earlier swap named, and at which nothing is under way."""
+        upstreams = [*self._configured.values(), *(route.upstream for route in self._routes())]
+        used = {backend.url for upstream in upstreams for backend in upstream.backends}
+        for url in [url for url, backend in self._backends.items() if url not in used and not backend.active]:
+            self._backends.pop(url).close()
 
     def _routes(self) -> list[Route]:
         return [forward.route for site in self._sites for forward in site.forwards]

@@ -6,6 +6,7 @@ Rule: the row tells the state that deserves attention most, and how many workers
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 GRAVEST: Final = ("draining", "down", "ejected", "recovering", "up", "unknown")
@@ -60,8 +61,15 @@ def _merged(url: str, rows: Sequence[Mapping[str, Any]], routes: list[str], is_d
         "why": next((row["why"] for row in so if row["why"]), ""),
         "workers": {state: states.count(state) for state in sorted(set(states), key=_rank)},
         **{name: sum(row[name] for row in rows) for name in _SUMS},
-        "since": min((row["since"] for row in so), default=None),
+        "since": _instant(min((row["since"] for row in so), default=None)),
     }
+
+
+def _instant(seconds: float | None) -> str | None:
+    """RFC 3339, as all times of the admin API."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _rank(state: str) -> int:
