@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -79,7 +80,8 @@ class Address:
         except TimeoutError:
             raise Unanswered("timeout", f"no connection within {timeout:g} s") from None
         except OSError as error:
-            raise Unanswered(_kind(error), error.strerror or str(error)) from error
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            raise Unanswered(_kind(error), why) from error
 
 
 def _kind(error: OSError) -> str:

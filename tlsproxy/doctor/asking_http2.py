@@ -19,7 +19,9 @@ class Http2Question:
         self.fields: list[tuple[bytes, bytes]] = []
         self.is_over = False
         self.trouble = ""
-        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in head), "", ""]
+        # The codec knows where the fields of one request begin by the line that is always new.
+        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in head)]
+        lines += ["X-Request-ID: tlsproxy-doctor", "", ""]
         self._codec.request("\r\n".join(lines).encode("latin-1"), ended=True)
 
     def to_send(self) -> bytes:

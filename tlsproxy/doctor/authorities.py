@@ -88,7 +88,7 @@ def _fetch(url: str, ca_bundle: str) -> Directory:
         try:
             answer = session.get(
                 url,
-                timeout=Timeout(total=_DEADLINE),
+                timeout=Timeout(total=_DEADLINE),  # type: ignore[arg-type]  # passed on to urllib3
                 verify=ca_bundle or True,
                 headers={"User-Agent": USER_AGENT},
             )

@@ -1,4 +1,4 @@
-"""All questions of one examination, asked at once, each with a deadline; the findings come in the order of the questions.
+"""All questions of one examination, asked at once, each with a deadline; findings come in the order of the questions.
 
 Knows which questions there are for a configuration, not their answers. Rules: the whole takes no longer than LONGEST,
 however many sites there are; a question that gets no time, or fails by itself, ends as `unknown` and never hides
@@ -76,13 +76,10 @@ def _questions(house: House, sites: Sequence[tuple[Site, str]]) -> Iterator[Ques
     yield from _about_machine(house, sites)
     for site, host in sites:
         yield from _about_host(house, site, host)
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for site, host in sites:
         for subject in subjects(house, site, host):
-            key = (subject.address.url, subject.route.path, site.hosts[0])
-            if key not in seen:
-                seen.add(key)
-                yield from _about_backend(house, subject)
+            yield from _about_backend(house, subject, seen)
 
 
 def _about_machine(house: House, sites: Sequence[tuple[Site, str]]) -> Iterator[Question]:
@@ -101,23 +98,31 @@ def _about_host(house: House, site: Site, host: str) -> Iterator[Question]:
     if _is_public(site) and host != "*" and as_address(host) is None:
         issuer = house.settings.acme.issuers()[0]
         yield Question(host, names.CAA, partial(names.examine_caa, house, host, issuer))
-    yield Question(host, "http", partial(ports.examine_http, house, host))
+    yield Question(host, "http", partial(ports.examine_http, house, site, host))
     yield Question(host, ports.OUTSIDE, partial(ports.examine_outside, house, site, host))
     yield Question(host, certificates.STORED, partial(certificates.examine_stored, house, site, host))
     yield Question(host, certificates.HANDSHAKE_CHECK, partial(certificates.examine_served, house, site, host))
 
 
-def _about_backend(house: House, subject: Subject) -> Iterator[Question]:
-    facts, about = house.facts, subject.about
-    yield Question(about, backends.REACHABLE, partial(backends.examine_reach, subject, facts))
-    for check, examine_one in (
-        (schemes.CHECK, schemes.examine),
-        (prefixes.CHECK, prefixes.examine),
-        (backends.IDLE, backends.examine_idle),
-        (backends.WEBSOCKET, backends.examine_websocket),
-        (streams.CHECK, streams.examine),
-    ):
-        yield Question(about, check, partial(_unless_silent, subject, house, partial(examine_one, subject, facts)))
+def _about_backend(house: House, subject: Subject, seen: set[tuple[str, ...]]) -> Iterator[Question]:
+    """What depends on the server alone is asked once, whatever number of routes lead to it."""
+    url, route, asked = subject.about, subject.route, subject.asked
+    way = (route.path, str(route.strip_prefix))
+    checks: tuple[tuple[str, Callable[..., Awaitable[Report]], tuple[str, ...]], ...] = (
+        (backends.REACHABLE, backends.examine_reach, ()),
+        (schemes.CHECK, schemes.examine, (asked.probe,)),
+        (prefixes.CHECK, prefixes.examine, way),
+        (backends.IDLE, backends.examine_idle, ()),
+        (backends.WEBSOCKET, backends.examine_websocket, (asked.websocket,)),
+        (streams.CHECK, streams.examine, (asked.stream,)),
+    )
+    for check, examine_one, about in checks:
+        if (key := (url, check, *about)) in seen:
+            continue
+        seen.add(key)
+        answer = partial(examine_one, subject, house.facts)
+        is_first = check == backends.REACHABLE
+        yield Question(url, check, answer if is_first else partial(_unless_silent, subject, house, answer))
 
 
 async def _unless_silent(subject: Subject, house: House, answer: Callable[[], Awaitable[Report]]) -> Report:
@@ -129,7 +134,7 @@ async def _unless_silent(subject: Subject, house: House, answer: Callable[[], Aw
 
 
 def subjects(house: House, site: Site, host: str) -> Iterator[Subject]:
-    """Yield each backend of a site with the route that leads to it, and what of the command line is about that route."""
+    """Yield each backend of a site with the route that leads to it, and what the command line names of that route."""
     asked = house.asked
     for route in site.routes:
         mine = {

@@ -1,7 +1,7 @@
 """One TLS handshake as a client makes it, and everything of it that a person wants to see.
 
-Knows TLS and the first line of the PROXY protocol; trusts nobody, so that what is wrong can be looked at, and says apart
-from that whether a client would. Blocks; meant for a thread.
+Knows TLS and the first line of the PROXY protocol. It trusts anybody, so that what is wrong can be looked at; whether a
+client would is a question of its own. Blocks; meant for a thread.
 """
 
 from __future__ import annotations

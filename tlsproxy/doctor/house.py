@@ -14,7 +14,7 @@ from typing import Any
 from tlsproxy.doctor.addresses import Address, own_addresses
 from tlsproxy.doctor.facts import Facts, in_thread
 from tlsproxy.doctor.handshake import Seen, Target, shake
-from tlsproxy.doctor.subject import Asked
+from tlsproxy.doctor.subject import NOTHING, Asked
 from tlsproxy.errors import ConfigError, NotRunning, Problem, TlsproxyError
 from tlsproxy.runtime import preflight
 from tlsproxy.runtime.adminclient import AdminClient, NoAccess
@@ -62,7 +62,7 @@ class House:
     """One machine, one configuration. `client` is None where the configuration has no admin socket."""
 
     def __init__(
-        self, loaded: Loaded, client: AdminClient | None, inspection: Inspection, asked: Asked = Asked()
+        self, loaded: Loaded, client: AdminClient | None, inspection: Inspection, asked: Asked = NOTHING
     ) -> None:
         self.loaded, self.inspection, self.asked = loaded, inspection, asked
         self.facts = Facts()

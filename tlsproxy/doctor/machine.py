@@ -117,7 +117,7 @@ async def examine_clock(house: House) -> Report:
 def _is_synchronised() -> bool:
     """Ask adjtimex(2) without changing anything (modes = 0, the first field)."""
     try:
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+        state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     except (OSError, AttributeError):
         return False
     return 0 <= state < _TIME_ERROR

@@ -1,7 +1,7 @@
 """Where does the DNS say that a host is, and which CAs may certify it (CAA, RFC 8659)?
 
 Knows records and what they mean. Rules: an address that is not of this machine is a question (a router, a balancer, a
-CDN), and who answers there is asked for its certificate; what only this machine's resolver knows is no proof for others.
+CDN): who answers there is asked for its certificate; what only this machine's resolver knows proves nothing for others.
 """
 
 from __future__ import annotations

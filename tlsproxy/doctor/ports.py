@@ -1,6 +1,6 @@
-"""Who answers at ports 80 and 443, as far as this machine can see: its own listeners, and what lies between them and others.
+"""Who answers at ports 80 and 443, as far as this machine can see: its own listeners, and the way from others to them.
 
-Knows listeners and one harmless request (a challenge that nobody has made). Rule: a firewall or router before this
+Knows listeners. Rule: a firewall or router before this
 machine can't be seen from it; that is said, with the command to run elsewhere.
 """
 
@@ -23,7 +23,6 @@ from tlsproxy.settings.values import as_address
 
 PORTS, OUTSIDE = "ports", "from outside"
 _TIMEOUT = 3.0
-_TOKEN = "/.well-known/acme-challenge/tlsproxy-doctor"
 
 
 async def examine_listeners(house: House) -> Report:
@@ -56,14 +55,15 @@ async def _accepts(host: str, port: int) -> bool:
     return True
 
 
-async def examine_http(house: House, host: str) -> Report:
+async def examine_http(house: House, site: Site, host: str) -> Report:
     """What does a client get that comes over http?"""
     report = Report(host)
     name = concrete(host)
     listeners = await house.listeners("http")
     if not listeners:
         words = house.settings.acme.challenges
-        report.ok("http", f"off (listen.http); the CA is answered by {', '.join(words)}")
+        if site.certificate in ("acme", "on_demand"):
+            report.ok("http", f"off (listen.http); the CA is answered by {', '.join(words)}")
         return report
     if not (await house.running()).is_there:
         return report

@@ -40,7 +40,7 @@ class Seen:
 
 
 async def examine(subject: Subject, facts: Facts) -> Report:
-    report = Report(subject.about)
+    report = Report(subject.about_route)
     server = await server_of(subject, facts)
     if subject.prefix:
         seen = await _look(subject, facts)

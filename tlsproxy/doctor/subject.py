@@ -26,6 +26,9 @@ class Asked:
     stream: str = ""
 
 
+NOTHING = Asked()
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One backend of one route of one site; `host` is the name that a client would ask for."""
@@ -34,11 +37,16 @@ class Subject:
     host: str
     route: Route
     settings: Settings
-    asked: Asked = Asked()
+    asked: Asked = NOTHING
 
     @property
     def about(self) -> str:
         return self.address.url
+
+    @property
+    def about_route(self) -> str:
+        """The backend, and the way to it where it is not the only one."""
+        return f"{self.about} at {self.host}{self.prefix}" if self.prefix else self.about
 
     @property
     def prefix(self) -> str:
