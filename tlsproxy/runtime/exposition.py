@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector as Source
 
@@ -26,7 +26,7 @@ Labels: TypeAlias = tuple[str, ...]
 MOST_ZEROS: Final = 1000
 """Sites that get a 0 for what has not happened to them yet; with more of them that would be most of the page."""
 
-_LONGEST_ACCEPT: Final = 1000
+_OPENMETRICS: Final = "application/openmetrics-text"
 _FROM_ZERO: Final = (families.UNKNOWN_SNI, families.TURNED_AWAY, families.LOG_DROPPED, families.SERIES_DROPPED)
 _FROM_ZERO_BY_SITE: Final = (families.RETRIES, families.DOWNGRADES)
 _FROM_ZERO_BY_ROLE: Final = (families.DEATHS, families.HANGS)
@@ -51,12 +51,9 @@ class Page:
 
 def render(totals: Mapping[str, float], gauges: Iterable[Sample], sites: Sequence[str], accept: str = "") -> Page:
     """Write all families. `totals` as of `Collector.totals`; `sites` by name; `accept` is the scraper's header."""
-    page = _Everything(totals, gauges, sites)
-    try:
-        encode, content_type = choose_encoder(accept[:_LONGEST_ACCEPT])
-        return Page(content_type, encode(page))
-    except ValueError:  # a header that makes no sense
-        return Page(CONTENT_TYPE_PLAIN_0_0_4, generate_latest(page))
+    # The library's own reading of the header raises on versions that are none.
+    encode, content_type = choose_encoder(_OPENMETRICS if _OPENMETRICS in accept else "")
+    return Page(content_type, encode(_Everything(totals, gauges, sites)))
 
 
 class _Everything(Source):
