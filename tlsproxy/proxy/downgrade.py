@@ -146,8 +146,8 @@ _FOR_HYPERCORN: Final = (
 def _for_uvicorn(who: str, *, on_socket: bool) -> str:
     if on_socket:
         return (
-            "uvicorn on a unix socket believes headers only with --forwarded-allow-ips '*'; run it so,"
-            " with a socket in a folder that only tlsproxy can enter"
+            "uvicorn finds no address to believe on a unix socket: run it with --forwarded-allow-ips '*',"
+            " and keep the socket in a folder that only tlsproxy can enter"
         )
     if _is_loopback(who):
         return (

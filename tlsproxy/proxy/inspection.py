@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tlsproxy.wire.forwarding import Options
     from tlsproxy.wire.messages import ResponseHead
 
+_SWITCHED: Final = 101
 _MOST_TEMPLATES: Final = 1000  # of a route; a middleware that has gone mad must not fill the memory
 
 
@@ -80,7 +81,8 @@ class Inspector:
             told = self._told
             exchange.template = (told and told.get(head.template)) or self._learn(head.template)
         elif self._told:
-            exchange.template = OTHER  # who names its routes took none
+            # Who names its routes took none. But granian 2.8 passes no header of a WebSocket's acceptance on.
+            exchange.template = OTHER if head.status != _SWITCHED else ""
         else:
             source = self._source or self._find_source(exchange)
             exchange.template = source.find(exchange, head)
