@@ -65,12 +65,13 @@ class Operators:
         return await self.backends.resume(_read(values.parse_backend, name))
 
     async def _swap(self, _: str, options: Options) -> Call:
-        if not options.get("site") or not options.get("to"):
+        backends = _urls(options.get("to", ""))
+        if not options.get("site") or not backends:
             raise Refusal(400, 'a swap needs "site", a host of it, and "to", its new backends with commas between them')
         return self._swaps.begin(
             options["site"],
             _read(values.parse_route_path, options.get("path", "/")),
-            _urls(options["to"]),
+            backends,
             timeout=_read(values.parse_positive_duration, options.get("timeout", SWAP_TIMEOUT)),
             drain=_read(values.parse_duration, options.get("drain", SWAP_DRAIN)),
         )

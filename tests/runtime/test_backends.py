@@ -1,0 +1,170 @@
+"""Draining, resuming and pausing: what operators get to hear, what workers go by, what is left after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.herd import BLUE, GREEN, RED, Herd, House, made_store, settings, site, warnings
+from tlsproxy.runtime.adminhttp import Refusal
+from tlsproxy.runtime.messages import BackendPlan
+from tlsproxy.runtime.planfile import PlanFile
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return made_store(tmp_path / "store")
+
+
+def act(house: House, verb: str, name: str = "", **options: str) -> Any:
+    return asyncio.run(house.operators.act(verb, name, options))
+
+
+class TestDrain:
+    def test_all_workers_of_all_generations_hear_of_it(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)), Herd(), Herd())
+        assert act(house, "drain", BLUE) == {"url": BLUE, "state": "draining", "warnings": []}
+        assert [herd.plan.drained for herd in house.herds] == [(BLUE,), (BLUE,)]
+        act(house, "resume", BLUE)
+        assert [herd.plan.drained for herd in house.herds] == [(), ()]
+
+    def test_it_is_kept_before_anybody_goes_by_it(self, store: Path) -> None:
+        configuration = settings(store, site(BLUE, GREEN))
+        act(House(configuration), "drain", BLUE)
+        assert House(configuration).backends.plan.drained == (BLUE,)
+
+    def test_a_url_is_known_by_its_meaning(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        assert act(house, "drain", "10.0.0.1:80")["url"] == BLUE
+
+    def test_the_last_one_of_a_route_is_drained_with_a_warning(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        act(house, "drain", BLUE)
+        assert "a.test / has no other backend" in warnings(act(house, "drain", GREEN))[0]
+
+    @pytest.mark.parametrize(("name", "status"), [(RED, 404), ("ftp://a", 400), ("", 400)])
+    def test_one_that_is_none_is_refused_and_nothing_changes(self, name: str, status: int, store: Path) -> None:
+        house = House(settings(store))
+        with pytest.raises(Refusal) as refusal:
+            act(house, "drain", name)
+        assert refusal.value.status == status
+        assert house.herds[0].plans == []
+
+    def test_a_state_that_cannot_be_kept_does_not_keep_anybody_from_draining(self) -> None:
+        house = House(settings("memory:", site(BLUE, GREEN)))
+        assert "will not survive a restart" in warnings(act(house, "drain", BLUE))[0]
+        assert house.herds[0].plan.drained == (BLUE,)
+
+    def test_two_operators_at_once_both_get_what_they_want(self, store: Path) -> None:
+        configuration = settings(store, site(BLUE, GREEN, RED))
+        house = House(configuration)
+
+        async def both() -> None:
+            await asyncio.gather(*(house.operators.act("drain", url, {}) for url in (BLUE, GREEN, RED)))
+
+        asyncio.run(both())
+        assert set(house.herds[0].plan.drained) == {BLUE, GREEN, RED}
+        assert set(House(configuration).backends.plan.drained) == {BLUE, GREEN, RED}
+
+
+class TestPause:
+    def test_a_site_is_paused_by_any_of_its_hosts_until_a_time(self, store: Path) -> None:
+        house = House(settings(store))
+        before = time.time()
+        answer = act(house, "pause", "B.test", **{"for": "20s"})
+        assert (answer["site"], answer["paused_for"]) == ("a.test", 20.0)
+        assert before + 20 <= house.herds[0].plan.paused["a.test"] <= time.time() + 20
+        assert 19 < act(house, "sites")[0]["paused_for"] <= 20
+        act(house, "unpause", "a.test")
+        assert house.herds[0].plan.paused == {}
+
+    @pytest.mark.parametrize(
+        ("host", "options", "status"),
+        [
+            ("c.test", {}, 404),
+            ("a.test", {"for": "soon"}, 400),
+            ("a.test", {"for": "0"}, 400),
+            ("a.test", {"for": "2d"}, 400),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(
+        self, host: str, options: Mapping[str, str], status: int, store: Path
+    ) -> None:
+        with pytest.raises(Refusal) as refusal:
+            act(House(settings(store)), "pause", host, **options)
+        assert refusal.value.status == status
+
+
+class TestLists:
+    def test_backends_are_those_of_routes_and_those_that_have_requests(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        house.herds[0].active = {BLUE: 3, RED: 1}
+        rows = {row["url"]: (row["state"], row["active"]) for row in act(house, "backends")}
+        assert rows == {BLUE: ("up", 3), GREEN: ("unknown", 0), RED: ("draining", 1)}
+
+    def test_sites_with_their_routes(self, store: Path) -> None:
+        house = House(settings(store))
+        assert act(house, "sites") == [
+            {
+                "site": "a.test",
+                "hosts": ["a.test", "b.test"],
+                "paused_for": 0.0,
+                "routes": [{"path": "/", "backends": [BLUE], "swapped": False}],
+            }
+        ]
+
+
+class TestGenerations:
+    def reload(self, house: House, configuration: Any) -> None:
+        async def main() -> None:
+            move = await house.backends.prepare(configuration)
+            await move.commit()
+
+        asyncio.run(main())
+
+    def test_a_configuration_that_is_not_served_yet_changes_nothing(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        act(house, "drain", GREEN)
+        assert house.backends.plan_for(settings(store, site(BLUE))).drained == ()
+        assert house.backends.plan.drained == (GREEN,)
+
+    def test_what_does_not_fit_is_dropped_when_it_is_served_and_said(
+        self, store: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        house = House(settings(store, site(BLUE, GREEN)), Herd(), Herd())
+        act(house, "drain", GREEN)
+        self.reload(house, settings(store, site(BLUE)))
+        serving, draining = house.herds
+        assert (serving.plan.drained, draining.plan.drained) == ((), (GREEN,))  # who leaves has its old routes
+        assert caplog.records[-1].message == "backends.state_dropped"
+
+    def test_the_key_of_cookies_survives_a_restart_if_there_are_cookies(self, store: Path) -> None:
+        sticky = settings(store, site(sticky="server"))
+        house = House(sticky)
+        asyncio.run(house.backends.keep())
+        assert len(house.backends.plan.key) == 64
+        assert House(sticky).backends.plan.key == house.backends.plan.key
+
+    def test_without_them_nothing_is_written_before_anything_was_said(self, store: Path) -> None:
+        house = House(settings(store))
+        asyncio.run(house.backends.keep())
+        assert not (store / "plan").exists()
+
+    def test_another_supervisors_plan_is_taken_over(self, store: Path) -> None:
+        house = House(settings("memory:", site(BLUE, GREEN)))
+        plan = BackendPlan(drained=(BLUE,), key="ab")
+        house.backends.adopt(plan)
+        assert house.backends.plan == plan
+
+    def test_a_state_that_cannot_be_read_is_none(self, store: Path) -> None:
+        configuration = settings(store)
+        act(House(configuration), "pause", "a.test")
+        path = PlanFile(configuration.store.url).path
+        assert path is not None
+        path.write_bytes(b"{")
+        assert House(configuration).backends.plan.paused == {}
