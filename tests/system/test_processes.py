@@ -432,10 +432,10 @@ def test_a_child_that_cannot_start_stops_everything_with_its_reason(run: Run, fo
     assert "Traceback" not in "".join(proxy.lines)
 
 
-def test_hangup_is_answered_and_survived(run: Run) -> None:
+def test_hangup_reloads(run: Run) -> None:
     proxy = run()
     os.killpg(proxy.pid, signal.SIGHUP)
-    proxy.wait_for("proxy.reload_unavailable")
+    proxy.wait_for("proxy.reloaded", generation=2)
     assert proxy.get() == 200
 
 

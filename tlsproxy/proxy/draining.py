@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GRACE: Final = 1.0  # seconds in which a client that has only just connected may begin to speak to a draining worker
+_FEW_NAMES: Final = 10  # that are logged
 _FAREWELL: Final = 10.0  # seconds for a WebSocket to end once it was told to
 
 
@@ -98,9 +99,10 @@ class Draining:
 
     def _report(self) -> None:
         """Say who is still there, and for how long at most."""
-        left = [each for each in self._connections if any(each.sites_in_flight())]
-        names = sorted({site.name for each in left for site in each.sites_in_flight() if site is not None})
-        if left:
-            seconds = round(self._end - self._loop.time())
-            extra = {"connections": len(left), "sites": names[:10], "at_most_seconds": seconds}
-            logger.info("drain.staying", extra=extra)
+        sites = [
+            [site for site in each.sites_in_flight() if self._services.lets_stay(site)] for each in self._connections
+        ]
+        names = sorted({site.name for each in sites for site in each if site is not None})
+        if names:
+            told = {"connections": sum(map(bool, sites)), "sites": names[:_FEW_NAMES]}
+            logger.info("drain.staying", extra={**told, "at_most_seconds": round(self._end - self._loop.time())})
