@@ -100,6 +100,7 @@ def is_served(proxy: Proxy, port: int, host: str = "localhost") -> bool:
 
 
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+@pytest.mark.timeout(180 + 30 * RELOADS)
 def test_reloads_lose_nothing(start_proxy: StartProxy, sites: str) -> None:
     """Counted by the clients: of no kind is one request lost, on no kind of connection."""
     proxy = start_proxy(sites, workers=2, drain="9.5s")

@@ -99,10 +99,9 @@ class Draining:
 
     def _report(self) -> None:
         """Say who is still there, and for how long at most."""
-        sites = [
-            [site for site in each.sites_in_flight() if self._services.lets_stay(site)] for each in self._connections
-        ]
-        names = sorted({site.name for each in sites for site in each if site is not None})
+        lets_stay = self._services.lets_stay
+        staying = [list(filter(lets_stay, each.sites_in_flight())) for each in self._connections]
+        names = sorted({site.name for sites in staying for site in sites if site is not None})
         if names:
-            told = {"connections": sum(map(bool, sites)), "sites": names[:_FEW_NAMES]}
+            told = {"connections": sum(map(bool, staying)), "sites": names[:_FEW_NAMES]}
             logger.info("drain.staying", extra={**told, "at_most_seconds": round(self._end - self._loop.time())})
