@@ -228,3 +228,32 @@ class TestFromTheDocument:
         client.close()
         stage.begin_drain().result(5)
         assert upstream.has_ended()
+
+
+class TestWithoutAnAnswer:
+    """Which endpoints fail is worth knowing: what is known already names requests that nobody answered."""
+
+    def test_from_what_the_middleware_has_said_before(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend, server=PROVEN)
+        client, upstream = begin(stage, backend, "/items/1", "X-Tlsproxy-Route: /items/{item_id}")
+        client.send(b"POST /items/2 HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n")
+        upstream.message()
+        upstream.close()
+        assert client.message().status == 502
+        client.send(b"POST /none HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n")
+        backend.accept().close()
+        assert client.message().status == 502
+        assert logged(stage, 3) == ["/items/{item_id}", "/items/{item_id}", "other"]
+
+    def test_from_the_document(self, stage: Stage) -> None:
+        backend = stage.backend()
+        stage.serve(backend)
+        client, upstream = begin(stage, backend, "/items/1", "Server: uvicorn")
+        hand_out(backend)
+        wait_until_asked(stage)
+        client.send(b"POST /items/2?a HTTP/1.1\r\nHost: a.test\r\nContent-Length: 0\r\n\r\n")
+        upstream.message()
+        upstream.close()
+        assert client.message().status == 502
+        assert logged(stage, 2) == [None, "/items/{item_id}"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy.downgrade import Downgrades
 from tlsproxy.proxy.templates import TemplateSource
-from tlsproxy.wire.templates import OTHER, is_template
+from tlsproxy.wire.templates import OTHER, Templates, is_template
 
 if TYPE_CHECKING:
     from tlsproxy import settings as configuration
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 _SWITCHED: Final = 101
 _MOST_TEMPLATES: Final = 1000  # of a route; a middleware that has gone mad must not fill the memory
+
+
+def name_unanswered(exchange: Record) -> None:
+    """Give a request that no backend has answered its template: which endpoints time out is worth knowing."""
+    inspector = exchange.forward.route.inspector if exchange.forward is not None else None
+    if inspector is not None:
+        inspector.unanswered(exchange)
 
 
 class Inspection:
@@ -56,16 +63,18 @@ class Inspection:
 class Inspector:
     """See the module's text.
 
-    Mutable state: `_told` (templates that the application has named, as text), `_source` (made when it is needed).
+    Mutable state: `_told` (templates that the application has named, as text) and `_table` (made of them); `_source`
+    (made when it is needed).
     """
 
-    __slots__ = ("_inspection", "_names", "_repairs", "_source", "_told")
+    __slots__ = ("_inspection", "_names", "_repairs", "_source", "_table", "_told")
 
     def __init__(self, inspection: Inspection, *, repairs: bool, names: bool) -> None:
         self._inspection = inspection
         self._repairs = repairs
         self._names = names
         self._told: dict[bytes, str] | None = None
+        self._table: Templates | None = None
         self._source: TemplateSource | None = None
 
     def answered(
@@ -88,6 +97,16 @@ class Inspector:
             exchange.template = source.find(exchange, head)
         return fields
 
+    def unanswered(self, exchange: Record) -> None:
+        """Name a request by what is known already."""
+        known = self._table
+        if known is None and self._told:
+            known = self._table = Templates(self._told.values())
+        elif known is None and self._source is not None:
+            known = self._source.known
+        if known is not None:
+            exchange.template = known.find(exchange.head.target.partition(b"?")[0], exchange.status)
+
     def _learn(self, said: bytes) -> str:
         if self._told is None:
             self._told = {}
@@ -95,6 +114,7 @@ class Inspector:
         if not template or len(self._told) >= _MOST_TEMPLATES:
             return OTHER
         self._told[said] = template
+        self._table = None
         return template
 
     def _find_source(self, exchange: Record) -> TemplateSource:

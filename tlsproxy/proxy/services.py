@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from tlsproxy.proxy.inspection import name_unanswered
 from tlsproxy.proxy.rate import Quiet
 from tlsproxy.wire.forwarding import Options
 
@@ -122,6 +123,8 @@ class Services:
     def record(self, exchange: Record) -> None:
         """An exchange has ended, for better or worse."""
         self.requests += 1
+        if exchange.backend_ms < 0:
+            name_unanswered(exchange)
         self._write_record(exchange)
         if self.tally is not None:
             self.tally(exchange)

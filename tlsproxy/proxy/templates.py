@@ -44,32 +44,32 @@ _SERVERS: Final = (b"uvicorn", b"hypercorn", b"granian", b"gunicorn", b"daphne",
 class TemplateSource:
     """The templates of one route's application.
 
-    Mutable state: `_known` (None: not, or not yet), `_due` (when to ask, time.monotonic()), `_apart`, `_digest` (of the
-    document that `_known` was made of), `_task`.
+    Mutable state: `known` (None: not, or not yet), `_due` (when to ask, time.monotonic()), `_apart`, `_digest` (of the
+    document that `known` was made of), `_task`.
     """
 
-    __slots__ = ("_apart", "_digest", "_due", "_known", "_options", "_prefix", "_stripped", "_task")
+    __slots__ = ("_apart", "_digest", "_due", "_options", "_prefix", "_stripped", "_task", "known")
 
     def __init__(self, prefix: bytes, options: Options, *, stripped: bool) -> None:
         self._prefix = prefix
         self._stripped = stripped
         self._options = options
-        self._known: Templates | None = None
+        self.known: Templates | None = None
         self._due = 0.0
         self._apart = _APART
         self._digest = b""
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<TemplateSource {self._known}>"
+        return f"<TemplateSource {self.known}>"
 
     def find(self, exchange: Record, answer: ResponseHead) -> str:
         """The template of a request that is being answered; "" while none are known."""
         if exchange.started > self._due:
             self._ask_soon(exchange, answer)
-        if self._known is None:
+        if self.known is None:
             return ""
-        return self._known.find(exchange.head.target.partition(b"?")[0], answer.status)
+        return self.known.find(exchange.head.target.partition(b"?")[0], answer.status)
 
     def close(self) -> None:
         """The worker leaves."""
@@ -140,7 +140,7 @@ class TemplateSource:
         known = await loop.run_in_executor(None, _parse, document, self._prefix, self._stripped)
         if known is None:
             return False
-        self._known, self._digest = known, digest
+        self.known, self._digest = known, digest
         return True
 
 
