@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -108,11 +109,17 @@ def run(
     """Serve until told to stop."""
     gc.disable()  # until all serve: with thousands of sites it is a fifth of the time to read them, and finds nothing
     options = {"site": site, "https": https, "http": http, "workers": workers, "email": email}
-    loaded = load(config, options)
-    from tlsproxy.runtime import preflight, supervisor
+    from tlsproxy.runtime.predecessor import find_predecessor, told_of_failure
+    from tlsproxy.runtime.systemd import take_service
 
-    preflight.inspect(loaded)
-    raise typer.Exit(supervisor.run(loaded, lambda: load(config, options)))
+    # Both are taken out of the environment: they are for this process and for no child.
+    predecessor, service = find_predecessor(os.environ), take_service(os.environ, os.getpid())
+    with told_of_failure(predecessor):
+        loaded = load(config, options)
+        from tlsproxy.runtime import launch, preflight
+
+        preflight.inspect(loaded)
+    raise typer.Exit(launch.run(loaded, lambda: load(config, options), service, predecessor))
 
 
 @app.command()

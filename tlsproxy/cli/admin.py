@@ -25,6 +25,7 @@ app.add_typer(sites.app)
 app.add_typer(accounts)
 app.add_typer(store.app)
 app.command()(lifecycle.reload)
+app.command()(lifecycle.upgrade)
 app.command()(lifecycle.stop)
 
 

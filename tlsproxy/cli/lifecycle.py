@@ -1,12 +1,14 @@
-"""`tlsproxy admin reload` and `stop`: have the running proxy change or end itself, and see how it goes.
+"""`tlsproxy admin reload`, `upgrade`, `stop`: have the running proxy change or end itself, and see how it goes.
 
-Knows the two commands and what they tell; the proxy does the work. Rule: who stops looking ends nothing.
+Knows the commands and what they tell; the proxy does the work. Rule: who stops looking ends nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tlsproxy.cli.certs import follow
 from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target
@@ -18,13 +20,27 @@ def reload(config: ConfigOption = None, socket: SocketOption = None, as_json: Js
     _work("reload", Target(config, socket), _reloaded, as_json=as_json)
 
 
+def upgrade(
+    config: ConfigOption = None,
+    socket: SocketOption = None,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="Until all of the new version is ready.")
+    ] = "120s",
+    as_json: JsonOption = False,
+) -> None:
+    """Have the version that is installed now take over; if it does not come up, all goes on as before."""
+    _work("upgrade", Target(config, socket), _upgraded, as_json=as_json, timeout=timeout)
+
+
 def stop(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """End the proxy; what is in flight has server.drain to come to its end."""
     _work("stop", Target(config, socket), _stopped, as_json=as_json)
 
 
-def _work(deed: str, target: Target, words: Callable[[Mapping[str, Any]], str], *, as_json: bool) -> None:
-    lines = target.client.work(deed)
+def _work(
+    deed: str, target: Target, words: Callable[[Mapping[str, Any]], str], *, as_json: bool, **options: str
+) -> None:
+    lines = target.client.work(deed, options=options)
     result = follow(lines, "status", is_silent=as_json)
     if as_json:
         say_json(result)
@@ -37,6 +53,11 @@ def _reloaded(result: Mapping[str, Any]) -> str:
     return (
         f"generation {result['generation']} serves: {sites} sites, {workers} workers, after {result['seconds']:.1f} s"
     )
+
+
+def _upgraded(result: Mapping[str, Any]) -> str:
+    number, seconds = result["generation"], result["seconds"]
+    return f"process {result['proxy']} is the proxy now, generation {number}, after {seconds:.1f} s"
 
 
 def _stopped(result: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from tlsproxy import __version__
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
-from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket
+from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket, start_server
 from tlsproxy.runtime.calls import Call
 from tlsproxy.runtime.exposition import Page
 from tlsproxy.runtime.generation import Generation
@@ -67,7 +67,7 @@ class AdminServer:
         generation: Callable[[], Generation],
         canonical: Callable[[str], str] = str,
         scrape: Callable[[str], Awaitable[Page]] | None = None,
-        deeds: Mapping[str, Callable[[], Call]] | None = None,
+        deeds: Mapping[str, Callable[[Mapping[str, str]], Call]] | None = None,
         operate: Callable[[str, str, Mapping[str, str]], Awaitable[Any]] | None = None,
     ) -> None:
         """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one.
@@ -88,15 +88,25 @@ class AdminServer:
         self._clients: set[asyncio.Task[None]] = set()
         self._work: dict[str, Call] = {}
 
-    async def open(self, path: Path) -> None:
+    async def open(self, path: Path, inherited: AdminSocket | None = None) -> None:
         """Serve at `path`. If that can't be, a warning says why, and the proxy goes on without."""
         self._wanted = str(path)
         try:
-            self._socket = await open_admin_socket(path)
+            self._socket = inherited or await open_admin_socket(path)
         except AdminSocketError as error:
             logger.warning("admin.unavailable", extra={"socket": str(path), "error": str(error)})
             return
-        self._server = await asyncio.start_unix_server(self._welcome, sock=self._socket.socket)
+        self._server = await start_server(self._welcome, self._socket)
+
+    @property
+    def heirloom(self) -> tuple[str, int] | None:
+        """Path and descriptor of the socket, for the supervisor after us."""
+        return (str(self._socket.path), self._socket.socket.fileno()) if self._socket else None
+
+    def leave(self) -> None:
+        """Take no more clients; the name stays, for somebody else listens there too."""
+        self._socket = None
+        self.close()
 
     def describe(self, identity: Identity, canonical: Callable[[str], str]) -> None:
         """From now on this is what the proxy is."""
@@ -114,7 +124,7 @@ class AdminServer:
         self.close()
         self._wanted, self._socket, self._server = wanted, opened, None
         if opened is not None:
-            self._server = await asyncio.start_unix_server(self._welcome, sock=opened.socket)
+            self._server = await start_server(self._welcome, opened)
 
     async def see_off(self, timeout: float) -> None:
         """Let those who wait for a last word have it."""
@@ -219,7 +229,7 @@ class AdminServer:
         if deed is None:
             raise Refusal(404, f"this proxy cannot {asked.verb}")
         try:
-            call = deed()
+            call = deed(asked.options)
         except TlsproxyError as error:
             raise Refusal(409, str(error)) from error
         result = await _first_word(call)
@@ -318,6 +328,7 @@ ROUTES = (
     Route("POST", ("sites", "NAME", "resume"), AdminServer.operate, "unpause"),
     Route("POST", ("reload",), AdminServer.do, "reload"),
     Route("POST", ("stop",), AdminServer.do, "stop"),
+    Route("POST", ("upgrade",), AdminServer.do, "upgrade"),
     Route("GET", ("quota",), AdminServer.ask, "quota"),
     Route("POST", ("accounts", "rollover"), AdminServer.work, "rollover"),
 )

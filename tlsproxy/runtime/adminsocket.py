@@ -14,8 +14,10 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tlsproxy.errors import TlsproxyError
 
@@ -59,6 +61,22 @@ async def open_admin_socket(path: Path) -> AdminSocket:
             return AdminSocket(path, _listen(path))
     except OSError as error:
         raise AdminSocketError(_explain(path, error)) from error
+
+
+def inherit_admin_socket(path: Path, sock: socket.socket) -> AdminSocket | None:
+    """Return what another process has listened with at `path`, or None when it is not there any more."""
+    try:
+        return AdminSocket(path, sock)
+    except OSError:
+        sock.close()
+        return None
+
+
+async def start_server(welcome: Callable[[StreamReader, StreamWriter], None], admin: AdminSocket) -> asyncio.Server:
+    """Accept there. The name is removed by AdminSocket and nobody else: another process may listen there too."""
+    # asyncio of Python 3.13 removes it when the server is closed, unless it is told not to.
+    keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+    return await asyncio.start_unix_server(welcome, sock=admin.socket, **keep)
 
 
 def connect_admin_socket(path: Path, timeout: float) -> socket.socket:

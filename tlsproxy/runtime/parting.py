@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from tlsproxy.runtime import preflight
-from tlsproxy.runtime.messages import Drain
+from tlsproxy.runtime.messages import Drain, Prepared
 from tlsproxy.runtime.reload import ReloadRefused
 from tlsproxy.runtime.sockets import Listener
+from tlsproxy.runtime.succession import digests, unchanged
 from tlsproxy.settings import Loaded, Settings
 
 
@@ -43,6 +44,19 @@ def parting(before: Settings, after: Settings, dropped: Iterable[Listener]) -> D
         unchanged=unchanged if stays else (),
         streams=server.drain_streams if stays else 0.0,
         dropped=tuple(listener.socket.fileno() for listener in dropped),
+    )
+
+
+def parting_from(before: Settings, prepared: Prepared) -> Drain:
+    """Return the same for an upgrade: what the new supervisor serves is known by digests."""
+    server = before.server
+    same = unchanged(digests(before.sites), prepared.sites)
+    stays = server.drain_streams > server.drain and same
+    return Drain(
+        server.drain,
+        unchanged=same if stays else (),
+        streams=server.drain_streams if stays else 0.0,
+        dropped=prepared.dropped,
     )
 
 

@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterator, MutableMapping
 from tlsproxy import __version__
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime.control import ControlChannel, ControlError, FrameDecoder, encode
-from tlsproxy.runtime.messages import Drain, Failed, Handover, Hello, Message, Prepared, ReopenLogs, TakeOver, Totals
+from tlsproxy.runtime.messages import (
+    Drain,
+    Failed,
+    Handover,
+    Hello,
+    Message,
+    Prepared,
+    ReopenLogs,
+    Serve,
+    TakeOver,
+    Totals,
+)
 from tlsproxy.runtime.succession import PROTOCOL, VARIABLE, UpgradeFailed
 
 HANDOVER_TIME = 30.0
@@ -76,11 +87,15 @@ class Predecessor:
         message = await self._receive()
         return message if isinstance(message, TakeOver) else None
 
-    async def follow(self, take: Callable[[dict[str, float]], None]) -> None:
-        """Take what its children count until they end; return when it has ended."""
+    async def follow(
+        self, take: Callable[[dict[str, float]], None], announced: Callable[[], None] = lambda: None
+    ) -> None:
+        """Take what its children count until they end, return when it has ended; `announced`: all know of us."""
         while (message := await self._receive()) is not None:
             if isinstance(message, Totals):
                 take(message.series)
+            elif isinstance(message, Serve):
+                announced()
         self.close()
 
     def reopen_logs(self) -> None:

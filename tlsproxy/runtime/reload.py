@@ -1,15 +1,15 @@
-"""Reloads, one after the other: who asks, what is told of each, and what else than processes they exchange.
+"""Reloads and upgrades, one at a time: who asks, what is told of each, and what else than processes they exchange.
 
 Knows no configuration and no process: the supervisor does the work and tells its steps. Rules: one at a time; who asks
 meanwhile is told so, but a SIGHUP, which nobody can answer, is remembered (once: one reload covers all that came before
-it); every reload ends with one line in the log, and whoever follows it gets the same sentence.
+it); each ends with one line in the log, and whoever follows it gets the same sentence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from tlsproxy.errors import ConfigError, TlsproxyError
@@ -21,6 +21,15 @@ logger = logging.getLogger(__name__)
 
 Tell: TypeAlias = Callable[[str, str], None]
 """Called with a step and what there is to say of it, for a person."""
+
+
+Perform: TypeAlias = Callable[[Tell, Mapping[str, str]], Awaitable[dict[str, Any]]]
+"""Does the work, with the options that a client has given, and returns what the client gets as result."""
+
+_EVENTS: dict[str, tuple[str, str, str]] = {
+    "reload": ("proxy.reloading", "proxy.reloaded", "proxy.reload_failed"),
+    "upgrade": ("proxy.upgrading", "proxy.upgraded", "proxy.upgrade_failed"),
+}
 
 
 class ReloadRefused(TlsproxyError):
@@ -48,12 +57,13 @@ class Movable(Protocol):
 
 
 class Reloads:
-    """See the module's text. `perform` does the work and returns what a client gets as result."""
+    """See the module's text."""
 
-    # Mutable: _task and _call (of the reload under way), _again (a SIGHUP came meanwhile), _stopped.
+    # Mutable: _task (of what is under way), _verb (what it is), _again (a SIGHUP came meanwhile), _stopped.
 
-    def __init__(self, perform: Callable[[Tell], Awaitable[dict[str, Any]]]) -> None:
-        self._perform = perform
+    def __init__(self, reload: Perform, upgrade: Perform) -> None:
+        self._deeds = {"reload": reload, "upgrade": upgrade}
+        self._verb = ""
         self._task: asyncio.Task[None] | None = None
         self._again = False
         self._stopped = False
@@ -62,20 +72,32 @@ class Reloads:
     def is_under_way(self) -> bool:
         return self._task is not None
 
-    def ask(self) -> Call:
+    def ask(self, options: Mapping[str, str]) -> Call:
         """Begin a reload; return where its steps and its result come. Raises ReloadRefused."""
-        if self._stopped:
-            raise ReloadRefused("the proxy is stopping")
-        if self.is_under_way:
-            raise ReloadRefused("a reload is under way already. Wait for its end, then ask again.")
-        return self._begin("admin")
+        return self._ask("reload", "admin", options)
+
+    def ask_upgrade(self, options: Mapping[str, str]) -> Call:
+        """Begin an upgrade, likewise."""
+        return self._ask("upgrade", "admin", options)
+
+    def signal_upgrade(self) -> None:
+        """Begin an upgrade for a SIGUSR2; one that comes at the wrong time is lost, and that is said."""
+        try:
+            self._ask("upgrade", "SIGUSR2", {})
+        except ReloadRefused as error:
+            logger.warning("proxy.upgrade_refused", extra={"error": str(error)})
 
     def hang_up(self) -> None:
         """Begin a reload for a SIGHUP, or remember it for after the one that is under way."""
         if self.is_under_way:
             self._again = True
         elif not self._stopped:
-            self._begin("SIGHUP")
+            self._begin("reload", "SIGHUP", {})
+
+    def cease(self) -> bool:
+        """Begin no other; return whether a SIGHUP is left for who comes after us."""
+        self._stopped = True
+        return self._again
 
     async def stop(self) -> None:
         """Break off what is under way (which undoes it), and begin no other."""
@@ -84,33 +106,46 @@ class Reloads:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _begin(self, by: str) -> Call:
-        call = Call(AdminCall(0, "reload"))
+    def _ask(self, verb: str, by: str, options: Mapping[str, str]) -> Call:
+        if self._stopped:
+            raise ReloadRefused("the proxy is stopping")
+        if self.is_under_way:
+            raise ReloadRefused(f"{_A[self._verb]} is under way already. Wait for its end, then ask again.")
+        return self._begin(verb, by, options)
+
+    def _begin(self, verb: str, by: str, options: Mapping[str, str]) -> Call:
+        call = Call(AdminCall(0, verb, options=dict(options)))
+        self._verb = verb
         self._task = asyncio.create_task(self._run(call, by))
         return call
 
     async def _run(self, call: Call, by: str) -> None:
-        logger.info("proxy.reloading", extra={"by": by})
+        begins, done, failed = _EVENTS[call.message.verb]
+        perform = self._deeds[call.message.verb]
+        logger.info(begins, extra={"by": by})
         try:
-            result = await self._perform(lambda step, text: call.add(AdminProgress(0, step, "", text)))
+            result = await perform(lambda step, text: call.add(AdminProgress(0, step, "", text)), call.message.options)
         except asyncio.CancelledError:
-            _fail(call, "the proxy was stopped meanwhile", 503)
+            _fail(call, failed, "the proxy was stopped meanwhile", 503)
             raise
         except TlsproxyError as error:
-            _fail(call, str(error), 422 if isinstance(error, ConfigError | ReloadRefused) else 500)
+            _fail(call, failed, str(error), 422 if isinstance(error, ConfigError | ReloadRefused) else 500)
         except Exception as error:
             logger.exception("proxy.reload_crashed")
-            _fail(call, f"unexpected {type(error).__name__}: {error}; the log of the proxy shows where", 500)
+            _fail(call, failed, f"unexpected {type(error).__name__}: {error}; the log of the proxy shows where", 500)
         else:
-            logger.info("proxy.reloaded", extra=result)
+            logger.info(done, extra=result)
             call.finish(AdminResult(0, 200, result))
         finally:
             self._task = None
         if self._again and not self._stopped:
             self._again = False
-            self._begin("SIGHUP")
+            self._begin("reload", "SIGHUP", {})
 
 
-def _fail(call: Call, reason: str, status: int) -> None:
-    logger.error("proxy.reload_failed", extra={"error": reason, "hint": "everything goes on as before"})
+_A = {"reload": "a reload", "upgrade": "an upgrade"}
+
+
+def _fail(call: Call, event: str, reason: str, status: int) -> None:
+    logger.error(event, extra={"error": reason, "hint": "everything goes on as before"})
     call.finish(AdminResult(0, status, {"error": reason}))

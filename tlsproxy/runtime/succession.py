@@ -8,6 +8,7 @@
      │ ── TakeOver ──────────────────────────────▶│   serves, answers on the admin socket
      │ ◀─────────────────────────────── Ready ────│
      │    drains                                  │
+     │ ── Serve ─────────────────────────────────▶│   all know that you are the proxy
      │ ◀─────────────────── ReopenLogs, Drain ────│   rotate there too; leave within this time
      │ ── Totals ────────────────────────────────▶│   the last of the metrics
      ╳                                            │

@@ -30,6 +30,7 @@ from tlsproxy.runtime.messages import (
     Prepared,
     Ready,
     ReopenLogs,
+    Serve,
     TakeOver,
     Totals,
 )
@@ -124,6 +125,10 @@ class Successor:
         await self._expect(Ready, TAKE_OVER_TIME, "did not serve", "it served")
         self.is_proxy = True
 
+    def announced(self) -> None:
+        """Let it know that it may speak for itself from now on."""
+        self._channel.send(Serve())
+
     def tell(self, totals: dict[str, float]) -> None:
         """Hand on what was counted since the last time."""
         if totals:
@@ -164,12 +169,12 @@ class Successor:
         if returncode is not None and not self._ended.done():
             self._ended.set_result(returncode)
 
-    async def end(self) -> None:
+    async def end(self, patience: float = LEAVE_TIME) -> None:
         """End it: politely, so that nothing it has begun is cut, then for sure. Safe at any time, also twice."""
         self._channel.close()
         if not self._ended.done():
             self._popen.terminate()
-            await asyncio.wait({self._ended}, timeout=LEAVE_TIME)
+            await asyncio.wait({self._ended}, timeout=patience)
         if not self._ended.done():
             self._popen.kill()
             await asyncio.wait({self._ended}, timeout=LEAVE_TIME)

@@ -4,7 +4,7 @@
          owns the listeners,   ├─ worker 0           SIGUSR1           reopen the log files
          sleeps until a child  └─ worker 1 …         SIGCHLD           reap, replace
          ends, a signal comes,
-         or somebody asks on the admin socket
+         or somebody asks on the admin socket     SIGUSR2           upgrade: another supervisor takes over
 
 Rule: before `proxy.ready` every failure ends everything and says why; after it no child's death ends the proxy.
 """
@@ -17,10 +17,8 @@ import gc
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +29,23 @@ from tlsproxy.runtime.admin import AdminServer, Identity
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
 from tlsproxy.runtime.calls import Call
+from tlsproxy.runtime.estate import Estate
 from tlsproxy.runtime.families import RELOADS
 from tlsproxy.runtime.generation import Ears, Generation
 from tlsproxy.runtime.generations import Generations
-from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, ReopenLogs
+from tlsproxy.runtime.inheritance import Inheritance
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, Ready, ReopenLogs
 from tlsproxy.runtime.metricsport import MetricsPort
 from tlsproxy.runtime.naming import Names
-from tlsproxy.runtime.notifier import Notifier
 from tlsproxy.runtime.operators import Operators
 from tlsproxy.runtime.parting import describe_parting, parting, read_anew
 from tlsproxy.runtime.relisten import change_listeners
 from tlsproxy.runtime.reload import Movable, Reloads, Tell
 from tlsproxy.runtime.rotation import LogMaker
 from tlsproxy.runtime.scrape import Configured, Scraper
-from tlsproxy.runtime.sockets import Listener, bind_listeners, close_listeners
+from tlsproxy.runtime.sockets import Listener, close_listeners
+from tlsproxy.runtime.systemd import feed_watchdog, make_notifier
+from tlsproxy.runtime.upgrade import Upgrades, hold_signals
 from tlsproxy.settings import Loaded, Settings
 
 logger = logging.getLogger(__name__)
@@ -52,48 +53,35 @@ logger = logging.getLogger(__name__)
 _LAST_WORD = 1.0  # seconds for who asked for the stop to hear that it is done
 
 
-def run(loaded: Loaded, reread: Callable[[], Loaded]) -> int:
-    """Serve until told to stop. Returns the exit code; a reason not to start goes to stderr.
-
-    `reread` reads the configuration anew, from everywhere it came from; raises ConfigError.
-    """
-    settings = loaded.settings
-    logs.configure(settings.log)
-    try:
-        host.check_user(settings)
-        host.raise_file_limit()
-        slots = settings.resolve_workers()
-        listeners = bind_listeners(settings.listen.https, settings.listen.http, slots)
-        asyncio.run(Supervisor(settings, listeners, reread).serve())
-    except TlsproxyError as error:
-        sys.stderr.write(f"tlsproxy: {error}\n")
-        return error.exit_code
-    return 0
-
-
 class Supervisor:
-    """The composition root of the parent. Takes over the listeners."""
+    """The composition root of the parent. Takes over what it inherits."""
 
-    # Mutable: _settings, _listeners and _log_maker (exchanged by each reload), the two events that stop signals set.
+    # Mutable: _settings, _listeners and _log_maker (exchanged by each reload), _tasks (while we are the proxy), the two
+    # events that stop signals set.
 
-    def __init__(self, settings: Settings, listeners: tuple[Listener, ...], reread: Callable[[], Loaded]) -> None:
+    def __init__(self, settings: Settings, inheritance: Inheritance, reread: Callable[[], Loaded]) -> None:
         self._settings = settings
-        self._listeners = listeners
+        self._inheritance = inheritance
+        self._listeners = inheritance.listeners
         self._reread = reread
-        self._started = datetime.now(UTC)
+        self._started = inheritance.started
+        self.upgrades = Upgrades(inheritance)
+        self._tasks: list[asyncio.Task[None]] = []
         self._generations = Generations()
         self._backends = Backends(settings, self._living)
+        self._backends.adopt(inheritance.plan)
         self._operators = Operators(self._backends, self._ask_worker)
         ears = Ears(
             probed=self._operators.probed,
             announced=self._generations.send_to_workers,
             wished=self._generations.pass_wish,
         )
-        self._heirloom = Heirloom(ears=ears)
-        self._notifier = Notifier()
+        ears.collector.absorb(inheritance.totals)
+        self._heirloom = Heirloom(inheritance.ticket_secret, ears)
+        self._notifier = make_notifier(inheritance.service.notify)
         self._log_maker = LogMaker(settings)
         self._scraper = Scraper(ears.collector, self._living, lambda: Configured.of(self._settings), time.time())
-        self._reloads = Reloads(self._reload)
+        self._reloads = Reloads(self._reload, self._upgrade)
         self._is_followed = False  # somebody waits for the end of the stop
         self._farewell = Call(AdminCall(0, "stop"))
         self._admin = AdminServer(
@@ -101,10 +89,22 @@ class Supervisor:
             lambda: self._generations.serving,
             Names(settings.sites).certificate,
             self._scraper.page,
-            {"reload": self._reloads.ask, "stop": self._stop_for_admin},
+            {"reload": self._reloads.ask, "upgrade": self._reloads.ask_upgrade, "stop": self._stop_for_admin},
             self._operators.act,
         )
         self._port = MetricsPort(self._admin.answer)
+        self._port.inherit(*inheritance.metrics)
+        self._estate = Estate(
+            lambda: self._settings,
+            lambda: self._listeners,
+            self._generations,
+            self._heirloom,
+            self._backends,
+            self._admin,
+            self._port,
+            inheritance.service,
+            self._started,
+        )
         self._movables: list[Movable] = [self._admin, self._backends, self._port]
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -117,28 +117,42 @@ class Supervisor:
                 await self._stop.wait()
                 await self._reloads.stop()
                 await self._operators.close()
-                await self._drain()
+                await (self._leave() if self.upgrades.successor else self._drain())
+        except TlsproxyError as error:
+            if self._inheritance.predecessor is not None:
+                await self._inheritance.predecessor.refuse(str(error))
+            raise
         finally:
+            for task in self._tasks:
+                task.cancel()
             await self._generations.kill()
             await self._admin.kill()
             await self._port.kill()
             self._scraper.close()
             close_listeners(self._listeners)
+            if self.upgrades.stays:
+                hold_signals()
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
-        if (port := await self._port.prepare(self._settings)) is not None:
+        port = await self._port.prepare(self._settings)
+        if port is not None and self._inheritance.predecessor is None:
             await port.commit()
-        first = make_generation(1, self._settings, self._listeners, self._heirloom, self._backends.plan)
-        starting = asyncio.create_task(self._generations.prepare(first))
+        number = self._inheritance.number
+        first = make_generation(number, self._settings, self._listeners, self._heirloom, self._backends.plan)
+        starting = asyncio.create_task(self._prepare(first))
         if await _is_first(starting, self._stop):
             starting.result()
             self._generations.serve(first, Drain())
-            if self._settings.admin.socket != "off":
-                await self._admin.open(Path(self._settings.admin.socket))
+            socket = self._settings.admin.socket
+            inherited = self._inheritance.take_admin_socket(socket)
+            if socket != "off":
+                await self._admin.open(Path(socket), inherited)
+            if port is not None and self._inheritance.predecessor is not None:
+                await port.commit()
+            self._begin_tasks()
             await self._backends.keep()
             self._log_ready()
-            self._notifier.ready()
             gc.freeze()
             gc.enable()  # the command has switched it off
             return True
@@ -146,6 +160,37 @@ class Supervisor:
         await asyncio.gather(starting, return_exceptions=True)
         logger.info("proxy.stopped", extra={"during": "start"})
         return False
+
+    async def _prepare(self, first: Generation) -> None:
+        """Return when it is to serve. Raises the reason if it can't, or need not."""
+        predecessor = self._inheritance.predecessor
+        if predecessor is not None:
+            await predecessor.open()
+        await self._generations.prepare(first)
+        if predecessor is not None:
+            self._inheritance.relisten.commit()
+            word = await self._inheritance.take_over(self._settings)
+            self._backends.adopt(word.plan)
+            self._heirloom.ears.collector.absorb(word.totals)
+            first.change_plan(self._backends.plan)
+
+    def _begin_tasks(self) -> None:
+        """What goes on beside the children, from the moment on that we are the proxy."""
+        predecessor, service = self._inheritance.predecessor, self._inheritance.service
+        if predecessor is None:
+            self._notifier.ready(self._describe())
+        else:
+            close_listeners(self._inheritance.relisten.dropped)
+            predecessor.send(Ready())
+            told = predecessor.follow(
+                self._heirloom.ears.collector.absorb, lambda: self._notifier.ready(self._describe())
+            )
+            self._tasks.append(asyncio.create_task(told))
+        if self.upgrades.line is not None:
+            asyncio.get_running_loop().add_reader(self.upgrades.line, self._on_line)
+        if service.watchdog:
+            watch = feed_watchdog(self._notifier, service.watchdog, self._is_answering)
+            self._tasks.append(asyncio.create_task(watch))
 
     async def _drain(self) -> None:
         """Stop within `server.drain`, or at once when asked a second time. Whatever was cut is said."""
@@ -158,6 +203,8 @@ class Supervisor:
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
         self._admin.close()
         self._port.close()
+        if self._inheritance.predecessor is not None:
+            self._inheritance.predecessor.hurry(timeout)
         drain = asyncio.create_task(self._generations.end(timeout))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
@@ -172,9 +219,31 @@ class Supervisor:
         self._farewell.finish(AdminResult(0, 200, told))
         await self._admin.see_off(_LAST_WORD if self._is_followed else 0)
 
+    # --- an upgrade ---------------------------------------------------------------------------------------------------
+
+    async def _upgrade(self, tell: Tell, options: Mapping[str, str]) -> dict[str, Any]:
+        """Have another supervisor be the proxy; then our own children are to leave."""
+        self._notifier.reloading()
+        try:
+            result = await self.upgrades.perform(tell, options, self._estate)
+        except BaseException:
+            self._notifier.ready()
+            raise
+        if self.upgrades.line is not None:
+            asyncio.get_running_loop().remove_reader(self.upgrades.line)
+        self.upgrades.announce(self._notifier, hang_up=self._reloads.cease())
+        self._stop.set()
+        return result
+
+    async def _leave(self) -> None:
+        """Another supervisor is the proxy: what is in flight comes to its end here."""
+        self._estate.let_go()
+        await self.upgrades.leave(self._estate, self._on_reopen)
+        await self._admin.see_off(_LAST_WORD)
+
     # --- a reload -----------------------------------------------------------------------------------------------------
 
-    async def _reload(self, tell: Tell) -> dict[str, Any]:
+    async def _reload(self, tell: Tell, _: Mapping[str, str]) -> dict[str, Any]:
         """Have a new generation serve what the configuration says now. Until all of it is ready nothing changes."""
         began = time.monotonic()
         self._notifier.reloading()
@@ -186,7 +255,7 @@ class Supervisor:
             result = "ok"
         finally:
             self._heirloom.ears.collector.count(RELOADS.name, result=result)
-            self._notifier.ready()
+            self._notifier.ready(self._describe())
         return {
             "generation": self._generations.serving.number,
             "seconds": round(time.monotonic() - began, 2),
@@ -235,6 +304,7 @@ class Supervisor:
             signal.SIGINT: self._on_stop,
             signal.SIGHUP: self._reloads.hang_up,
             signal.SIGUSR1: self._on_reopen,
+            signal.SIGUSR2: self._reloads.signal_upgrade,
             signal.SIGCHLD: self._on_child,
         }
         loop = asyncio.get_running_loop()
@@ -246,7 +316,13 @@ class Supervisor:
             self._stop_now.set()
         self._stop.set()
 
-    def _stop_for_admin(self) -> Call:
+    def _on_line(self) -> None:
+        """Nobody says anything on it: whoever stood in for us is gone, and with it the pid that others watch."""
+        if self.upgrades.line is not None:
+            asyncio.get_running_loop().remove_reader(self.upgrades.line)
+        self._on_stop()
+
+    def _stop_for_admin(self, _: Mapping[str, str]) -> Call:
         self._is_followed = True
         self._on_stop()
         return self._farewell
@@ -254,11 +330,17 @@ class Supervisor:
     def _on_reopen(self) -> None:
         self._log_maker.make()
         self._generations.send_to_workers(ReopenLogs())
+        if self._inheritance.predecessor is not None:
+            self._inheritance.predecessor.reopen_logs()
 
     def _on_child(self) -> None:
         self._generations.poll()
+        self.upgrades.poll()
         if os.getpid() == 1:
-            host.reap_strangers(self._generations.pids())
+            host.reap_strangers(self._generations.pids() | self.upgrades.pids())
+
+    async def _is_answering(self, limit: float) -> bool:
+        return any(answer is not None for answer in (await self._generations.serving.worker_stats(limit)).values())
 
     def _living(self) -> tuple[Generation, ...]:
         """The one that serves, and those that drain."""
@@ -269,6 +351,10 @@ class Supervisor:
 
     def _identity(self) -> Identity:
         return Identity(len(self._settings.sites), _describe(self._listeners), self._started)
+
+    def _describe(self) -> str:
+        number, sites = self._generations.serving.number, len(self._settings.sites)
+        return f"{sites} sites, {self._settings.resolve_workers()} workers, generation {number}"
 
     def _log_ready(self) -> None:
         ready = {
