@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tlsproxy.proxy import failures
 from tlsproxy.proxy.phase import CONNECTING, NEW
 from tlsproxy.proxy.record import Record
+from tlsproxy.proxy.waiting_line import KNOCK_APART
 from tlsproxy.wire.grammar import IDEMPOTENT
 
 if TYPE_CHECKING:
@@ -58,8 +59,16 @@ class Dispatch(Record):
             self._ask(route, backend)
 
     def _connect_again(self, route: Route, backend: Backend) -> None:
-        """Nothing of the request was processed there, so it goes to the same backend if that may still be asked."""
-        if backend.may_be_asked:
+        """The request may be sent once more: to the same backend, if that may still be asked.
+
+        With `hold` not at once: a server that is killed loses its connections a moment before its listener, and would
+        get what was sent again in that moment to take along.
+        """
+        if route.line.hold:
+            self._leave_backend()
+            self.state = CONNECTING
+            self._connecting = self._services.loop.create_task(self._begin_anew(route))
+        elif backend.may_be_asked:
             self._connect(route, backend, reuse=False)
         else:
             self._leave_backend()
@@ -165,6 +174,14 @@ class Dispatch(Record):
             self._connecting = None
             self._find_nobody(route, failure)
         except Exception:  # noqa: BLE001  # nobody waits for this task, and the client would wait for ever
+            self.crash()
+
+    async def _begin_anew(self, route: Route) -> None:
+        try:
+            await asyncio.sleep(KNOCK_APART)
+            self._connecting = None
+            self._dispatch(route)
+        except Exception:  # noqa: BLE001  # as in `_reach`
             self.crash()
 
     def _find_nobody(self, route: Route, failure: failures.BackendFailure) -> None:

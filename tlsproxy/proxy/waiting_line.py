@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 LONGEST_PAUSE: Final = 30.0
 """Seconds that a request waits for the end of a pause, however long that lasts."""
 
-_KNOCK_APART: Final = 0.1
+KNOCK_APART: Final = 0.1
+"""Seconds between two looks whether somebody listens by now."""
 
 
 class Reason(Enum):
@@ -204,7 +205,7 @@ class Line:
         """One caller for all: a server that starts must not be met by a thousand connects."""
         try:
             while self._waiting:
-                await asyncio.sleep(_KNOCK_APART)
+                await asyncio.sleep(KNOCK_APART)
                 opened = await self._try_all()
                 if opened is not None:
                     self._enter(*opened)
