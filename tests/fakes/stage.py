@@ -218,9 +218,12 @@ class Stage:
         """Wait until `text` is part of it."""
         self.wait(lambda: text in repr(self.front._backends[url]))
 
-    def begin_drain(self, timeout: float = 3.0, *, last: bool = False) -> Future[int]:
+    def begin_drain(
+        self, timeout: float = 3.0, *, last: bool = False, unchanged: Sequence[str] = (), streams: float = 0.0
+    ) -> Future[int]:
         """Start to drain; the result, how many were cut, comes with the end."""
-        self._draining = asyncio.run_coroutine_threadsafe(self.front.drain(timeout, last=last), self.loop)
+        drain = self.front.drain(timeout, last=last, unchanged=unchanged, streams=streams)
+        self._draining = asyncio.run_coroutine_threadsafe(drain, self.loop)
         self.tick()
         return self._draining
 
