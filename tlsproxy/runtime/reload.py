@@ -26,11 +26,6 @@ Tell: TypeAlias = Callable[[str, str], None]
 Perform: TypeAlias = Callable[[Tell, Mapping[str, str]], Awaitable[dict[str, Any]]]
 """Does the work, with the options that a client has given, and returns what the client gets as result."""
 
-_EVENTS: dict[str, tuple[str, str, str]] = {
-    "reload": ("proxy.reloading", "proxy.reloaded", "proxy.reload_failed"),
-    "upgrade": ("proxy.upgrading", "proxy.upgraded", "proxy.upgrade_failed"),
-}
-
 
 class ReloadRefused(TlsproxyError):
     """What a reload cannot change, or not now. The message says what to do instead."""
@@ -120,21 +115,21 @@ class Reloads:
         return call
 
     async def _run(self, call: Call, by: str) -> None:
-        begins, done, failed = _EVENTS[call.message.verb]
-        perform = self._deeds[call.message.verb]
-        logger.info(begins, extra={"by": by})
+        verb = call.message.verb
+        perform = self._deeds[verb]
+        _log_beginning(verb, by)
         try:
             result = await perform(lambda step, text: call.add(AdminProgress(0, step, "", text)), call.message.options)
         except asyncio.CancelledError:
-            _fail(call, failed, "the proxy was stopped meanwhile", 503)
+            _fail(call, "the proxy was stopped meanwhile", 503)
             raise
         except TlsproxyError as error:
-            _fail(call, failed, str(error), 422 if isinstance(error, ConfigError | ReloadRefused) else 500)
+            _fail(call, str(error), 422 if isinstance(error, ConfigError | ReloadRefused) else 500)
         except Exception as error:
             logger.exception("proxy.reload_crashed")
-            _fail(call, failed, f"unexpected {type(error).__name__}: {error}; the log of the proxy shows where", 500)
+            _fail(call, f"unexpected {type(error).__name__}: {error}; the log of the proxy shows where", 500)
         else:
-            logger.info(done, extra=result)
+            _log_end(verb, result)
             call.finish(AdminResult(0, 200, result))
         finally:
             self._task = None
@@ -146,6 +141,24 @@ class Reloads:
 _A = {"reload": "a reload", "upgrade": "an upgrade"}
 
 
-def _fail(call: Call, event: str, reason: str, status: int) -> None:
-    logger.error(event, extra={"error": reason, "hint": "everything goes on as before"})
+def _log_beginning(verb: str, by: str) -> None:
+    if verb == "upgrade":
+        logger.info("proxy.upgrading", extra={"by": by})
+    else:
+        logger.info("proxy.reloading", extra={"by": by})
+
+
+def _log_end(verb: str, result: Mapping[str, Any]) -> None:
+    if verb == "upgrade":
+        logger.info("proxy.upgraded", extra=result)
+    else:
+        logger.info("proxy.reloaded", extra=result)
+
+
+def _fail(call: Call, reason: str, status: int) -> None:
+    told = {"error": reason, "hint": "everything goes on as before"}
+    if call.message.verb == "upgrade":
+        logger.error("proxy.upgrade_failed", extra=told)
+    else:
+        logger.error("proxy.reload_failed", extra=told)
     call.finish(AdminResult(0, status, {"error": reason}))
