@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.system.commands import admin, admin_json
 from tests.system.conftest import StartProxy
 from tests.system.http2_client import Http2Client
 from tests.system.pressure import Load
 from tests.system.running import PATIENCE, ROOT, Proxy, Server, free_port, until, write_pair
+from tlsproxy.runtime.adminclient import AdminClient
 
 pytestmark = pytest.mark.system
 
@@ -122,15 +122,17 @@ def test_a_pause_under_load_loses_no_request(
     start_proxy: StartProxy, tmp_path: Path, authority: trustme.CA, servers: list[str]
 ) -> None:
     proxy = start_proxy(site(tmp_path, authority, servers, ""), workers=2)
+    operator = AdminClient(proxy.folder / "admin.sock", patience=PATIENCE)
     with Load(proxy, 16, "/") as load:
-        for _ in range(2):
+        for _ in range(3):
             load.more(100)
-            admin(proxy, "sites", "pause", "localhost")
-            until(lambda: _is_idle(proxy), "what was under way has ended")
+            operator.post("sites", "localhost", "pause", options={"for": "60s"})
+            until(lambda: all(row["active"] == 0 for row in operator.get("backends")), "what was under way has ended")
             before = load.answered
-            assert [row["paused_for"] > 0 for row in admin_json(proxy, "sites", "list")] == [True]
-            assert load.answered == before
-            admin(proxy, "sites", "resume", "localhost")
+            assert [row["paused_for"] > 0 for row in operator.get("sites")] == [True]
+            assert load.answered - before < 16  # whose last answers were under way to them
+            operator.post("sites", "localhost", "resume")
+        load.more(100)
     assert (load.failed, load.turned_away) == ([], [])
 
 
@@ -171,7 +173,3 @@ def _answers(proxy: Proxy) -> bool:
     with contextlib.closing(client):
         client.request("GET", "/")
         return client.getresponse().status == 200
-
-
-def _is_idle(proxy: Proxy) -> bool:
-    return all(row["active"] == 0 for row in admin_json(proxy, "backends", "list"))
