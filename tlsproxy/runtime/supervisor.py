@@ -80,7 +80,9 @@ class Supervisor:
         self._heirloom = Heirloom(inheritance.ticket_secret, ears)
         self._notifier = make_notifier(inheritance.service.notify)
         self._log_maker = LogMaker(settings)
-        self._scraper = Scraper(ears.collector, self._living, lambda: Configured.of(self._settings), time.time())
+        self._scraper = Scraper(
+            ears.collector, self._living, lambda: Configured.of(self._settings), self._started.timestamp()
+        )
         self._reloads = Reloads(self._reload, self._upgrade)
         self._is_followed = False  # somebody waits for the end of the stop
         self._farewell = Call(AdminCall(0, "stop"))
