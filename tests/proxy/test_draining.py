@@ -109,6 +109,15 @@ def test_without_more_time_for_them_nobody_stays(stage: Stage) -> None:
     assert client.exactly(4) == CLOSE_1001
 
 
+def test_one_that_is_hastened_before_it_has_begun(stage: Stage) -> None:
+    backend = stage.backend()
+    stage.serve(backend)
+    client, _ = open_websocket(stage, backend)
+    stage.call(lambda: stage.front.hasten(SOON))
+    assert stage.begin_drain(LONG, unchanged=STAYS, streams=2 * LONG).result(5) == 1
+    assert client.exactly(4) == CLOSE_1001
+
+
 def test_a_drain_that_is_over_can_be_hastened(stage: Stage) -> None:
     stage.serve(stage.backend())
     assert stage.begin_drain(SOON).result(5) == 0

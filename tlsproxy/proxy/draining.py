@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -26,21 +27,24 @@ _FAREWELL: Final = 10.0  # seconds for a WebSocket to end once it was told to
 
 
 class Draining:
-    """See the module's text. Times in seconds. Mutable: _end (loop time when all is over), _limit (of the wait)."""
+    """See the module's text. Times in seconds.
+
+    Mutable: _end (loop time when all is over), _latest (it was hastened: not later than this), _limit (of the wait).
+    """
 
     def __init__(self, connections: Connections, services: Services, loop: asyncio.AbstractEventLoop) -> None:
         self._connections = connections
         self._services = services
         self._loop = loop
-        self._end = 0.0
+        self._end = self._latest = math.inf
         self._limit: asyncio.Timeout | None = None
 
     async def run(self, timeout: float, unchanged: Collection[str] = (), streams: float = 0.0) -> int:
         """Return when no connection is left: how many were cut."""
         now = self._loop.time()
-        stays = frozenset(unchanged) if streams > timeout else frozenset()
-        self._services.staying = stays
-        self._end = now + (streams if stays else timeout)
+        may_stay = streams > timeout and self._latest == math.inf
+        stays = self._services.staying = frozenset(unchanged if may_stay else ())
+        self._end = min(now + (streams if stays else timeout), self._latest)
         self._tell(min(_GRACE, timeout / 2))
         await self._wait(now + timeout)
         cut = 0
@@ -54,7 +58,8 @@ class Draining:
 
     def hasten(self, timeout: float) -> None:
         """Be done in `timeout` seconds, if it was not to be sooner: whatever stays has to leave now."""
-        self._end = min(self._end, self._loop.time() + timeout)
+        self._latest = min(self._latest, self._loop.time() + timeout)
+        self._end = min(self._end, self._latest)
         self._tell_all()
         if self._limit is not None:
             self._limit.reschedule(self._loop.time())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +77,7 @@ class Generation:
 
     # Mutable: _children (not yet ended), _prepared (ready, until `serve`), _lives (a task for each of them), _keepers
     # (a task for each role and slot), _serving (from `serve` on until it leaves), _listening (slot → worker, while
-    # serving), _calls, _plan, _is_leaving and _limit (of the drain).
+    # serving), _calls, _plan, _is_leaving, _limit and _latest (of the drain).
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Generation:
         self._children: set[ChildProcess] = set()
         self._prepared: tuple[ChildProcess, ...] = ()
         self._limit: asyncio.Timeout | None = None
+        self._latest = math.inf
         self._is_leaving = False
         self._lives: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -136,7 +138,7 @@ class Generation:
         self._serving = True
         for child in children:
             child.channel.send(Serve())
-        self._spread()
+        self.spread()
 
     def names(self) -> list[str]:
         """The children that live, as `worker 0`."""
@@ -144,6 +146,10 @@ class Generation:
 
     def pids(self) -> set[int]:
         return {child.pid for child in self._children}
+
+    def children(self) -> tuple[ChildProcess, ...]:
+        """All that have not ended."""
+        return tuple(self._children)
 
     def worker_pids(self) -> list[int]:
         return sorted(child.pid for child in self._children if child.spec.is_worker)
@@ -226,7 +232,8 @@ class Generation:
         for child in children:
             child.channel.send(order if child.spec.is_worker else replace(order, unchanged=(), streams=0.0))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout) as self._limit:
+            end = min(asyncio.get_running_loop().time() + timeout, self._latest)
+            async with asyncio.timeout_at(end) as self._limit:
                 if children:
                     await asyncio.wait([child.exited for child in children])
         # One that has said Drained has nothing left to lose, however long its interpreter takes to end.
@@ -237,10 +244,10 @@ class Generation:
         )
 
     def hasten(self, timeout: float) -> None:
-        """Have a drain that is under way done within `timeout` seconds, if it was not to be sooner."""
-        now = asyncio.get_running_loop().time()
+        """Have a drain that is under way, or about to begin, done within `timeout` seconds at the latest."""
+        self._latest = min(self._latest, asyncio.get_running_loop().time() + timeout)
         if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(min(self._limit.when() or now, now + timeout))
+            self._limit.reschedule(min(self._limit.when() or math.inf, self._latest))
         for child in self._children:
             child.channel.send(Drain(time_for_children(timeout), last=True))
 
@@ -289,7 +296,7 @@ class Generation:
                 self._ears.collector.take(child.pid, message)
             case Leaving() if child.spec.is_worker:
                 child.leaving = True
-                self._spread()
+                self.spread()
             case CertificateWanted() if child.spec.is_worker:
                 (self._ears.wished if self._is_leaving and self._ears.wished else self.pass_wish)(message)
             # A worker, which strangers talk to, is not believed when it speaks as the certifier.
@@ -341,7 +348,7 @@ class Generation:
             else:
                 if not spec.is_worker:
                     child.channel.send(Serve())
-                self._spread()
+                self.spread()
                 logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
                 return child, failures
 
@@ -350,9 +357,9 @@ class Generation:
         self._ears.collector.forget(child.pid)
         if not child.spec.is_worker:
             self._calls.fail(_CERTIFIER_DIED)
-        self._spread()
+        self.spread()
 
-    def _spread(self) -> None:
+    def spread(self) -> None:
         """Have every slot listened on, also while its own worker is missing."""
         if not self._serving:
             return
