@@ -61,7 +61,7 @@ def test_one_follows_the_other() -> None:
     async def scene() -> None:
         async with house() as it:
             with pytest.raises(NothingServes):
-                assert it.all.serving
+                _ = it.all.serving
             first = await it.serve(1)
             second = await it.serve(2)
             assert (it.all.serving, it.all.draining) == (second, (first,))
