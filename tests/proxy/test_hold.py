@@ -10,8 +10,9 @@ from tests.fakes.backend import OK, Backend
 from tests.fakes.h2c_backend import H2cBackend
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
-from tests.proxy.lines import GET, ONE, line_of, sweep, wait_for
+from tests.proxy.lines import GET, ONE, apply, line_of, sweep, wait_for
 from tlsproxy.proxy.waiting_line import Reason
+from tlsproxy.runtime.messages import BackendPlan
 
 POST = b"POST %b HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody"
 
@@ -150,6 +151,82 @@ class TestRestart:
         client = ask(stage)
         wait_for(stage, 1)
         upstream = stage.restart(second).accept()
+        upstream.message()
+        upstream.send(OK)
+        assert client.message().body == b"ok"
+
+
+class TestTurns:
+    """Who has its turn and finds nobody stays in line, or leaves it with an answer."""
+
+    def test_the_server_goes_while_it_waits_for_a_place(self, stage: Stage) -> None:
+        backend = stage.backend()
+        holding(stage, backend, max_requests=1)
+        first = ask(stage, GET % b"/1")
+        upstream = backend.accept()
+        upstream.message()
+        others = []
+        for number in (2, 3):
+            others.append(ask(stage, GET % b"/%d" % number))
+            wait_for(stage, number - 1)
+        apply(stage, BackendPlan(drained=(backend.url,)))
+        upstream.send(OK)
+        assert first.message().body == b"ok"
+        stage.wait(lambda: line_of(stage).reason is Reason.HELD)
+        assert len(line_of(stage)) == 2
+        apply(stage, BackendPlan())
+        upstream = backend.accept()
+        for number, client in zip((2, 3), others, strict=True):
+            assert upstream.message().target == b"/%d" % number
+            upstream.send(OK)
+            assert client.message().body == b"ok"
+        assert [line["status"] for line in stage.log(3)] == [200] * 3
+
+    def test_without_hold_it_hears_so(self, stage: Stage) -> None:
+        backend = stage.backend()
+        holding(stage, backend, hold=0, max_requests=1)
+        first = ask(stage, GET % b"/1")
+        upstream = backend.accept()
+        upstream.message()
+        others = []
+        for number in (2, 3):
+            others.append(ask(stage, GET % b"/%d" % number))
+            wait_for(stage, number - 1)
+        apply(stage, BackendPlan(drained=(backend.url,)))
+        assert [client.message().status for client in others] == [503, 503]
+        upstream.send(OK)
+        assert first.message().body == b"ok"
+        stage.wait_for_pool(backend.url, "0 active")
+
+    def test_who_is_let_go_in_vain_has_no_more_time_than_before(self, stage: Stage) -> None:
+        """A server that comes and goes must not keep anybody here for ever."""
+        backend = stage.backend()
+        holding(stage, backend)
+        backend.refuse()
+        clients = [ask(stage), ask(stage)]
+        wait_for(stage, 2)
+        deadlines = stage.call(lambda: list(line_of(stage)._waiting.values())[-1])
+        before = dict(deadlines)
+        again = stage.restart(backend)
+        again.accept().message()
+        again.accept()  # the second has its turn
+        wait_for(stage, 0)
+        again.refuse()
+        again.__exit__()
+        wait_for(stage, 2)
+        assert deadlines == before
+        assert any(deadlines is each for each in stage.call(lambda: list(line_of(stage)._waiting.values())))
+        sweep(stage, 5.1)
+        assert [client.message().status for client in clients] == [503] * 2
+
+    def test_a_swap_in_between_leads_to_the_new_ones(self, stage: Stage) -> None:
+        old, new = stage.backend(), stage.backend()
+        holding(stage, old)
+        old.refuse()
+        client = ask(stage)
+        wait_for(stage, 1)
+        apply(stage, BackendPlan(swapped={"a.test /": (new.url,)}))
+        upstream = new.accept()
         upstream.message()
         upstream.send(OK)
         assert client.message().body == b"ok"

@@ -10,7 +10,7 @@ never both.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tlsproxy.proxy import failures
 from tlsproxy.proxy.phase import CONNECTING, NEW
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from tlsproxy.proxy.router import Route
     from tlsproxy.proxy.services import Services
     from tlsproxy.proxy.stream import ConnectionInfo
-    from tlsproxy.proxy.waiting_line import Line
+    from tlsproxy.proxy.waiting_line import Line, Reason
     from tlsproxy.wire.messages import RequestHead
+
+_NOBODY: Final = "drained, down, or failed lately: all backends"
 
 
 class Dispatch(Record):
     """See the module's text. A `waiting_line.Waiter`.
 
     Mutable state: `state`; `backend` (claimed: it counts this request as one of its own); `_connecting`; `_line` (in
-    which it waits).
+    which it waits) and `_deadlines` (of it, however often it waits there).
     """
 
-    __slots__ = ("_connecting", "_line", "_services", "state")
+    __slots__ = ("_connecting", "_deadlines", "_line", "_services", "state")
 
     def __init__(self, head: RequestHead, info: ConnectionInfo, services: Services) -> None:
         super().__init__(head, info)
@@ -43,6 +45,7 @@ class Dispatch(Record):
         self.state = NEW
         self._connecting: asyncio.Task[None] | None = None
         self._line: Line | None = None
+        self._deadlines: dict[Reason, float] | None = None
 
     # --- for the other half -------------------------------------------------------------------------------------------
 
@@ -54,7 +57,7 @@ class Dispatch(Record):
             return
         backend = route.upstream.choose(self.client)
         if backend is None:
-            self._find_nobody(route, failures.NoBackend(route.label, "drained, down, or failed lately: all backends"))
+            self._find_nobody(route, failures.NoBackend(route.label, _NOBODY))
         else:
             self._ask(route, backend)
 
@@ -136,7 +139,7 @@ class Dispatch(Record):
     # --- private ------------------------------------------------------------------------------------------------------
 
     def _go(self, route: Route) -> bool:
-        """Ask a backend, if there is one with room, or give up; False: wait for room."""
+        """Ask a backend, if there is one with room, or give up; False: wait, or stay in line."""
         upstream = route.upstream
         backend = route.sticky.find(self.head) if route.sticky is not None else None
         if backend is None:
@@ -145,10 +148,13 @@ class Dispatch(Record):
             return False  # what this client has there is worth waiting for
         if backend is not None:
             self._ask(route, backend)
-        elif upstream.is_busy:
+            return True
+        if upstream.is_busy:
             return False
-        else:
-            self._find_nobody(route, failures.NoBackend(route.label, "drained, down, or failed lately: all backends"))
+        if route.line.hold:
+            route.line.hold_on()
+            return False
+        self._give_up(failures.NoBackend(route.label, _NOBODY))
         return True
 
     def _ask(self, route: Route, backend: Backend) -> None:
@@ -196,7 +202,9 @@ class Dispatch(Record):
         self._wait(line)
 
     def _wait(self, line: Line) -> None:
-        failure = line.join(self)
+        if self._deadlines is None:
+            self._deadlines = {}
+        failure = line.join(self, self._deadlines)
         if failure is not None:
             self._give_up(failure)
             return

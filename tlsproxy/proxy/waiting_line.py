@@ -112,11 +112,14 @@ class Line:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def join(self, waiter: Waiter) -> failures.BackendFailure | None:
-        """Stand at the end of the line; or the reason why there is no room in it."""
+    def join(self, waiter: Waiter, deadlines: dict[Reason, float]) -> failures.BackendFailure | None:
+        """Stand at the end of the line; or the reason why there is no room in it.
+
+        `deadlines` are kept by the waiter, who may come back: nobody's time begins anew.
+        """
         if len(self._waiting) >= self.most:
             return self._full()
-        self._waiting[waiter] = {}
+        self._waiting[waiter] = deadlines
         self._see_deadline(waiter, time.monotonic())
         self.is_watched = True
         self.call()
@@ -231,7 +234,9 @@ class Line:
         return None
 
     def _enter(self, backend: Backend, connection: BackendStream) -> None:
-        first = next(iter(self._waiting), None) if not self._paused_until else None
+        """Let the first in line have the connection, if that is still where requests are to go."""
+        is_right = not self._paused_until and backend.may_be_asked and backend in self.upstream.backends
+        first = next(iter(self._waiting), None) if is_right else None
         if first is None:
             backend.active -= 1
             connection.abort()
