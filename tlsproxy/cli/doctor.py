@@ -27,7 +27,7 @@ _MARKS = {"ok": "✓", "bad": "✗", "unknown": "?"}
 
 
 def doctor(
-    host: Annotated[str, typer.Argument(metavar="[HOST]", help="One host of the sites; else all.")] = "",
+    host: Annotated[str, typer.Argument(metavar="HOST", help="One host of the sites; else all.")] = "",
     config: ConfigOption = None,
     socket: SocketOption = None,
     site: Annotated[

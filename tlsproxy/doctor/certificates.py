@@ -37,7 +37,7 @@ async def examine_stored(house: House, site: Site, host: str) -> Report:
     """Is there a certificate that is valid now?"""
     report = Report(host)
     try:
-        bundles = await house.bundles(site)
+        bundles = await house.bundles(site, host)
     except NotYet:
         await _tell_missing(report, house, host)
     except (CertificateError, StoreError) as error:
@@ -125,7 +125,7 @@ async def _tell_no_handshake(
     if not running.is_there:
         start = "" if running.is_hidden else f"tlsproxy run{house.config}"
         report.unknown(HANDSHAKE_CHECK, f"{text}; {running.why}", fix=start)
-    elif isinstance(error, ssl.SSLError) and not await _is_stored(house, site):
+    elif isinstance(error, ssl.SSLError) and not await _is_stored(house, site, host):
         report.unknown(HANDSHAKE_CHECK, f"{text}: there is no certificate to serve yet")
     elif isinstance(error, ssl.SSLError):
         text = f"{text}: there is a certificate, and the proxy does not serve it; it may run with another configuration"
@@ -134,16 +134,16 @@ async def _tell_no_handshake(
         report.bad(HANDSHAKE_CHECK, text, fix=f"tlsproxy admin status{house.config}")
 
 
-async def _is_stored(house: House, site: Site) -> bool:
+async def _is_stored(house: House, site: Site, host: str) -> bool:
     try:
-        return bool(await house.bundles(site))
+        return bool(await house.bundles(site, host))
     except TlsproxyError:
         return False
 
 
 async def _compare(report: Report, house: House, site: Site, host: str, seen: Seen) -> None:
     try:
-        serials = [bundle.serial for bundle in await house.bundles(site)]
+        serials = [bundle.serial for bundle in await house.bundles(site, host)]
     except TlsproxyError as error:
         report.unknown(SERVED, f"serial {seen.serial}; what is stored can't be compared: {error}")
         return

@@ -153,5 +153,5 @@ def why_not(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no handshake in time"
     if isinstance(error, ssl.SSLError):
-        return f"the handshake failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
+        return f"the handshake failed: {(getattr(error, 'reason', None) or str(error)).lower().replace('_', ' ')}"
     return error.strerror or str(error)

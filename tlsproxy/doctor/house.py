@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from tlsproxy.doctor.addresses import Address, own_addresses
@@ -21,7 +22,7 @@ from tlsproxy.runtime.adminclient import AdminClient, NoAccess
 from tlsproxy.settings import Loaded, Settings, Site
 from tlsproxy.store.base import CertificateStore, directory_of, open_store
 from tlsproxy.store.bundle import Bundle
-from tlsproxy.store.sources import ROOT_NAME, bundles_for
+from tlsproxy.store.sources import ROOT_NAME, NotYet, acme_name, bundles_for
 
 HANDSHAKE = 5.0
 _PATIENCE = 4.0
@@ -127,12 +128,14 @@ class House:
     def _open(self) -> CertificateStore:
         section = self.settings.store
         folder = directory_of(section.url)
-        is_missing = folder is not None and not folder.exists()
-        return open_store("memory:" if is_missing else section.url, section.master_keys())
+        return open_store("memory:" if _is_missing(folder) else section.url, section.master_keys())
 
-    async def bundles(self, site: Site) -> Sequence[Bundle]:
-        """Return what is to be served for a site. Raises CertificateError (NotYet), StoreError."""
+    async def bundles(self, site: Site, host: str) -> Sequence[Bundle]:
+        """Return what is to be served for a host of a site. Raises CertificateError (NotYet), StoreError."""
         store = await self.store()
+        if site.certificate == "on_demand":
+            find = partial(_on_demand, store, host)
+            return await self.facts.once(("bundle", host), partial(in_thread, find))
         return await self.facts.once(("bundles", site.hosts), partial(in_thread, partial(bundles_for, site, store)))
 
     async def root(self) -> bytes:
@@ -140,6 +143,20 @@ class House:
         store = await self.store()
         bundle = await self.facts.once("root", partial(in_thread, partial(store.get, ROOT_NAME)))
         return bundle.chain_pem if bundle else b""
+
+
+def _on_demand(store: CertificateStore, host: str) -> tuple[Bundle, ...]:
+    bundle = store.get(acme_name(host))
+    if bundle is None:
+        raise NotYet(f"{host}: there is no certificate yet. It is obtained when a client first asks for it.")
+    return (bundle,)
+
+
+def _is_missing(folder: Path | None) -> bool:
+    try:
+        return folder is not None and not folder.exists()
+    except PermissionError:  # opening it says more
+        return False
 
 
 def sni(host: str) -> str:

@@ -24,7 +24,7 @@ from tlsproxy.doctor.authorities import directory_of
 from tlsproxy.doctor.caa import CaaRecord, decide
 from tlsproxy.doctor.facts import in_thread
 from tlsproxy.doctor.findings import Report
-from tlsproxy.doctor.handshake import Seen, Target, shake, why_not
+from tlsproxy.doctor.handshake import Seen, Target, why_not
 from tlsproxy.doctor.house import House
 from tlsproxy.doctor.subject import concrete
 from tlsproxy.errors import TlsproxyError
@@ -32,7 +32,6 @@ from tlsproxy.settings import Issuer, Site, directories
 from tlsproxy.settings.values import as_address
 
 DNS, CAA = "DNS", "CAA"
-_AWAY = 4.0
 _MOST_ADDRESSES = 8
 # What CAs without caaIdentities in their directory look for, as they publish it.
 _IDENTITIES = {
@@ -109,8 +108,8 @@ async def _tell_found(report: Report, house: House, site: Site, name: str, found
     if not foreign:
         report.ok(DNS, f"{shown}: this machine")
         return
-    ours = await _our_fingerprints(house, site)
-    answers = await asyncio.gather(*(_visit(each, name) for each in foreign))
+    ours = await _our_fingerprints(house, site, name)
+    answers = await asyncio.gather(*(visit(house, each, name) for each in foreign))
     verdicts = [judge_foreign(*pair, name, ours) for pair in zip(foreign, answers, strict=True)]
     details = [f"{address}: {verdict.text}" for address, verdict in zip(foreign, verdicts, strict=True)]
     bad = next((index for index, verdict in enumerate(verdicts) if verdict.state == "bad"), None)
@@ -135,16 +134,17 @@ def _correction(house: House, name: str, address: Address) -> str:
     return f"{name}. 300 IN {kind} {own}" if own else f"remove the record:  {name}. IN {kind} {address}"
 
 
-async def _our_fingerprints(house: House, site: Site) -> set[str]:
+async def _our_fingerprints(house: House, site: Site, host: str) -> set[str]:
     try:
-        return {bundle.fingerprint for bundle in await house.bundles(site)}
+        return {bundle.fingerprint for bundle in await house.bundles(site, host)}
     except TlsproxyError:
         return set()
 
 
-async def _visit(address: Address, name: str) -> Seen | OSError:
+async def visit(house: House, address: Address, name: str) -> Seen | OSError:
+    """Return who answers at port 443 of an address that is not ours, or why nobody does."""
     try:
-        return await in_thread(partial(shake, Target(str(address), 443, name), _AWAY))
+        return await house.shake(Target(str(address), 443, name))
     except OSError as error:
         return error
 

@@ -7,16 +7,14 @@ machine can't be seen from it; that is said, with the command to run elsewhere.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 from tlsproxy.certs.dns.lookup import LookupFailed
 from tlsproxy.doctor.addresses import is_own
 from tlsproxy.doctor.asking import Address, Answer, Unanswered, ask
-from tlsproxy.doctor.facts import in_thread
 from tlsproxy.doctor.findings import MACHINE, Report
-from tlsproxy.doctor.handshake import Target, shake
+from tlsproxy.doctor.handshake import Seen
 from tlsproxy.doctor.house import House
-from tlsproxy.doctor.names import addresses_of
+from tlsproxy.doctor.names import addresses_of, visit
 from tlsproxy.doctor.subject import concrete
 from tlsproxy.settings import Site, directories
 from tlsproxy.settings.values import as_address
@@ -104,8 +102,8 @@ async def examine_outside(house: House, site: Site, host: str) -> Report:
     except LookupFailed:
         found = []
     foreign = [each for each in found if each is not None and not is_own(each, house.own)]
-    answers = await asyncio.gather(*(_is_visited(str(each), name) for each in foreign))
-    reached = [str(each) for each, answered in zip(foreign, answers, strict=True) if answered]
+    answers = await asyncio.gather(*(visit(house, each, name) for each in foreign))
+    reached = [str(each) for each, seen in zip(foreign, answers, strict=True) if isinstance(seen, Seen)]
     commands = f"curl -sSI http://{name}/ https://{name}/  # on a machine in another network"
     if foreign and len(reached) == len(foreign):
         report.ok(OUTSIDE, f"port 443 answers at {', '.join(reached)}, reached over the router from here")
@@ -114,11 +112,3 @@ async def examine_outside(house: House, site: Site, host: str) -> Report:
             OUTSIDE, "whether a firewall lets ports 80 and 443 through can't be seen from here", fix=commands
         )
     return report
-
-
-async def _is_visited(address: str, name: str) -> bool:
-    try:
-        await in_thread(partial(shake, Target(address, 443, name), _TIMEOUT))
-    except OSError:
-        return False
-    return True

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
+from tlsproxy.doctor.addresses import is_own, own_addresses
 from tlsproxy.doctor.asking import Address
 from tlsproxy.doctor.servers import KNOWN, Server
 
@@ -22,15 +25,33 @@ _MOST_PACKAGES = 20
 
 def find_server(address: Address, name: str) -> Server:
     """Return what is known of the server that listens there; `name` is what it calls itself, maybe ""."""
-    inodes = _unix_inodes(address.path) if address.path else _tcp_inodes(address.port)
-    for pid in _holders(inodes):
+    for pid in _holders(_inodes(address)):
         words = _command(pid)
         started = next((known for known in KNOWN if any(known in Path(word).name for word in words[:4])), "")
         real = name or started
+        version = _version(pid, words, real)
+        if not started and not version:  # something between, as docker-proxy
+            continue
         runs_in = started if started == "gunicorn" and real == "uvicorn" else ""
         app = next((word for word in words[1:] if _APP.fullmatch(word)), "")
-        return Server(real, _version(pid, words, real), app, pid, runs_in)
+        return Server(real, version, app, pid, runs_in)
     return Server(name)
+
+
+def _inodes(address: Address) -> set[str]:
+    if address.path:
+        return _unix_inodes(address.path)
+    return _tcp_inodes(address.port) if _is_here(address.host) else set()
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether a name or address means this machine: another one's port has nothing to do with ours."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    own = own_addresses()
+    return all(is_own(ip_address(str(each[4][0]).partition("%")[0]), own) for each in found)
 
 
 def _tcp_inodes(port: int) -> set[str]:
