@@ -155,6 +155,25 @@ class TestGenerations:
         asyncio.run(house.backends.keep())
         assert not (store / "plan").exists()
 
+    def test_a_store_that_is_elsewhere_now_gets_what_was_said(self, store: Path, tmp_path: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        act(house, "drain", GREEN)
+        elsewhere = settings(made_store(tmp_path / "other"), site(BLUE, GREEN))
+
+        async def main() -> None:
+            await (await house.backends.prepare(elsewhere)).commit()
+            await asyncio.gather(*house.backends._tasks)
+
+        asyncio.run(main())
+        assert House(elsewhere).backends.plan.drained == (GREEN,)
+
+    def test_what_was_dropped_at_the_start_is_said_once(self, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+        act(House(settings(store, site(BLUE, GREEN))), "drain", GREEN)
+        asyncio.run(House(settings(store)).backends.keep())
+        assert len(caplog.records) == 1
+        House(settings(store))
+        assert len(caplog.records) == 1
+
     def test_another_supervisors_plan_is_taken_over(self, store: Path) -> None:
         house = House(settings("memory:", site(BLUE, GREEN)))
         plan = BackendPlan(drained=(BLUE,), key="ab")

@@ -80,12 +80,13 @@ class Backends:
 
     def settle(self, settings: Settings) -> None:
         """The generation of these settings serves now: what does not fit them is over. Waits for no disk."""
+        if settings.store.url != self._settings.store.url:
+            self._file, self._saved = PlanFile(settings.store.url), State()
         self._settings = settings
-        self._file = PlanFile(settings.store.url)
         self._take(self._fitted(settings))
         for generation in self._generations()[:1]:  # those that drain know the routes that what is dropped was about
             generation.change_plan(self.plan)
-        if self._state != self._saved:
+        if self._is_worth_saving():
             task = asyncio.create_task(self._save())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -97,8 +98,8 @@ class Backends:
             self._take(self._fitted(self._settings))
 
     async def keep(self) -> None:
-        """Write down what is not in the file yet, such as the key of sticky cookies: they are to survive a restart."""
-        if self._state != self._saved and any(route.sticky for site in self.sites for route in site.routes):
+        """Write down what the file does not say: what was dropped, and the key of cookies, which survive a restart."""
+        if self._is_worth_saving():
             await self._save()
 
     # --- what operators want ------------------------------------------------------------------------------------------
@@ -184,6 +185,12 @@ class Backends:
     def _take(self, state: State) -> None:
         key = state.plan.key or secrets.token_hex(KEY_BYTES)
         self._state = replace(state, plan=replace(state.plan, key=key))
+
+    def _is_worth_saving(self) -> bool:
+        """Whether the file is to say something else; a key that makes no cookies is nothing."""
+        has_cookies = any(route.sticky for site in self.sites for route in site.routes)
+        now, then = ((replace(each.plan, key=""), each.instead_of) for each in (self._state, self._saved))
+        return now != then or (has_cookies and self.plan.key != self._saved.plan.key)
 
     def _require(self, url: str) -> None:
         known = {each for urls in plans.in_use(self.routes, self.plan).values() for each in urls}
