@@ -2,9 +2,9 @@
 
 `Start.settings` is the part it plays: "serve", "fail REASON", "exit STATUS", "announce NAME" (before it is
 ready), "leave" (accepts no more), "babble", "cling" (never leaves), "wish HOST" (a worker wants a certificate),
-"impostor" (speaks as the certifier does), "mute" (answers no question), "tell" (says what comes when). As the certifier
-it answers an AdminCall by its name: "die" ends it, "long" is work that is done when somebody asks for "finish", "gone"
-is not found, all else gets a step and what was asked.
+"impostor" (speaks as the certifier does), "mute" (answers no question), "tell" (says what comes when), "list" (a
+certifier that has certificates). As the certifier it answers an AdminCall by its name: "die" ends it, "long" is work
+that is done when somebody asks for "finish", "gone" is not found, all else gets a step and what was asked.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from tlsproxy.runtime.messages import (
 )
 
 _LONG: list[int] = []
+_LISTED: list[int] = []
 
 
 async def _play() -> int:
@@ -65,6 +66,9 @@ async def _play() -> int:
         await asyncio.Event().wait()
     while (message := await channel.receive()) is not None:
         if part == "mute" and isinstance(message, StatsRequest):
+            continue
+        if part == "list" and isinstance(message, AdminCall):
+            _list(channel, message)
             continue
         if part == "tell" and isinstance(message, Serve):
             _say("serve")
@@ -109,6 +113,14 @@ def _answer(channel: ControlChannel, message: Message) -> bool:
         case _:
             pass
     return True
+
+
+def _list(channel: ControlChannel, call: AdminCall) -> None:
+    """The first answer has the certificate acme/1.test, the second acme/2.test …"""
+    _LISTED.append(call.id)
+    row = {"issuer": "CA", "not_before": "2026-01-01T00:00:00Z", "not_after": "2026-03-01T00:00:00Z"}
+    state = {"status": "valid", "served": True, "next_attempt": None}
+    channel.send(AdminResult(call.id, 200, [{"name": f"acme/{len(_LISTED)}.test", **row, **state}]))
 
 
 def _say(*words: object) -> None:

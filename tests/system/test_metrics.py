@@ -70,7 +70,7 @@ def answered(seen: Scrape) -> float:
 
 
 def test_nothing_is_lost_or_counted_twice(start_proxy: StartProxy, sites: str) -> None:
-    """What was scraped is safe: workers may be killed, generations may come and go."""
+    """What was scraped is safe: workers may be killed, generations and supervisors may come and go."""
     proxy = start_proxy(sites, workers=2)
     ask(proxy, 12)
     seen = [scrape(proxy)]
@@ -89,6 +89,11 @@ def test_nothing_is_lost_or_counted_twice(start_proxy: StartProxy, sites: str) -
     assert seen[2].sum("tlsproxy_tls_handshakes_total", result="ok") == 20
     assert (seen[2].sum("tlsproxy_generation"), seen[2].sum("tlsproxy_reloads_total", result="ok")) == (2, 1)
     assert seen[2].sum("tlsproxy_workers") == seen[2].sum("tlsproxy_workers_wanted") == 2
+    admin(proxy, "upgrade")
+    ask(proxy, 2)
+    seen.append(scrape(proxy))
+    assert answered(seen[3]) == 22
+    assert seen[3].sum("tlsproxy_start_time_seconds") == seen[0].sum("tlsproxy_start_time_seconds")
     assert_never_back(seen)
 
 
