@@ -15,10 +15,12 @@ import pytest
 from tests.runtime.test_generation import _generation
 from tlsproxy import __version__
 from tlsproxy.runtime import admin
-from tlsproxy.runtime.admin import ROUTES, AdminServer, Identity
+from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.adminclient import AdminClient, AdminError, Done, Progress
+from tlsproxy.runtime.adminroutes import ROUTES
 from tlsproxy.runtime.adminsocket import connect_admin_socket
 from tlsproxy.runtime.generation import Generation
+from tlsproxy.runtime.overview import Identity
 
 pytestmark = pytest.mark.system
 
@@ -86,7 +88,10 @@ def test_status(tmp_path: Path) -> None:
         async with _stage(tmp_path, "serve", "mute") as stage:
             status = await stage.get("status")
             pids = stage.generation.worker_pids()
-            keys = "version, pid, generation, started, workers, certifier, sites, certificates, listeners"
+            keys = (
+                "version, pid, generation, started, ready, not_ready, workers, draining, certifier, sites, "
+                "certificates, backends, listeners"
+            )
             assert ", ".join(status) == keys
             assert (status["version"], status["generation"], status["sites"]) == (__version__, 1, 3)
             assert status["started"] == "2026-01-02T03:04:05Z"
@@ -254,7 +259,7 @@ def test_a_proxy_that_ends_is_told_from_work_that_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "said"),
     [
-        ("GET", ("nope",), 404, "GET /status, GET /healthz, GET /metrics, GET /certs"),
+        ("GET", ("nope",), 404, "GET /status, GET /healthz, GET /readyz, GET /top, GET /metrics, GET /certs"),
         ("GET", ("certs", "acme", "a.test"), 404, "written %2F"),
         ("GET", ("certs", ""), 404, "there is no /certs/"),
         ("GET", (), 404, "there is no /"),
@@ -326,6 +331,8 @@ def test_the_routes_are_those_of_the_contract() -> None:
     assert [str(route) for route in ROUTES] == [
         "GET /status",
         "GET /healthz",
+        "GET /readyz",
+        "GET /top",
         "GET /metrics",
         "GET /certs",
         "GET /certs/NAME",
@@ -335,8 +342,16 @@ def test_the_routes_are_those_of_the_contract() -> None:
         "POST /certs/NAME/renew",
         "POST /certs/NAME/revoke",
         "POST /certs/NAME/announce",
+        "GET /backends",
+        "POST /backends/swap",
+        "POST /backends/NAME/drain",
+        "POST /backends/NAME/resume",
+        "GET /sites",
+        "POST /sites/NAME/pause",
+        "POST /sites/NAME/resume",
         "POST /reload",
         "POST /stop",
+        "POST /upgrade",
         "GET /quota",
         "POST /accounts/rollover",
     ]

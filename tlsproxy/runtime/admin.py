@@ -1,8 +1,9 @@
-"""The admin API: routes on the unix socket -> what the supervisor knows, or a call to the certifier.
+"""The admin API: requests on the unix socket -> what the supervisor knows, or a call to the certifier.
 
-Knows the routes, which of them are quick questions and which are work; not HTTP (adminhttp does), not certificates (the
-certifier does). Rules: there is at most one piece of work per certificate, who asks for the same again follows it; a
-client that leaves ends nothing; keys never come this way; nothing that goes wrong here ends the proxy.
+Knows which requests are quick questions and which are work; not their paths (adminroutes), not HTTP (adminhttp), not
+how the proxy is (overview), not certificates (the certifier does). Rules: there is at most one piece of work per
+certificate, who asks for the same again follows it; a client that leaves ends nothing; keys never come this way;
+nothing that goes wrong here ends the proxy.
 """
 
 from __future__ import annotations
@@ -10,50 +11,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tlsproxy import __version__
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
+from tlsproxy.runtime.adminroutes import ROUTES, Asked, Way, check_name, unknown
 from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket, start_server
 from tlsproxy.runtime.calls import Call
 from tlsproxy.runtime.exposition import Page
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.messages import AdminProgress, AdminResult
+from tlsproxy.runtime.overview import Identity, Overview, Sources
 from tlsproxy.runtime.reload import Move
 from tlsproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 MAX_CLIENTS = 16
-MAX_NAME = 512
-"""Characters of a certificate's name, as in the store."""
-
 QUESTION_LIMIT = 20.0
 WORK_LIMIT = 3600.0
 """Seconds for the certifier to answer. Work may wait for the DNS, and for a CA that is busy."""
 
-STATS_LIMIT = 1.0
 HEARTBEAT = 10.0
 """Seconds of silence after which a client that follows some work gets an empty line."""
 
 _FULL = f"there are {MAX_CLIENTS} clients of the admin API already. Try again in a moment."
 _FIRST_WORD = 1.0  # seconds in which an error still becomes the status of the answer
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What stays the same about a running proxy."""
-
-    sites: int
-    listeners: tuple[str, ...]
-    started: datetime
 
 
 class AdminServer:
@@ -69,13 +55,27 @@ class AdminServer:
         scrape: Callable[[str], Awaitable[Page]] | None = None,
         deeds: Mapping[str, Callable[[Mapping[str, str]], Call]] | None = None,
         operate: Callable[[str, str, Mapping[str, str]], Awaitable[Any]] | None = None,
+        sources: Sources | None = None,
     ) -> None:
         """`canonical` tells which certificate a user's name means, so that two names for one are seen to be one.
 
         `scrape` returns the metrics in the format that an Accept header asks for. `deeds` are what the proxy can do
         with itself (reload, stop); they raise TlsproxyError when it is not the time for that. `operate` does with
-        backends and sites what a verb says (operators.py).
+        backends and sites what a verb says (operators.py). `sources` are what status and top are made of.
         """
+        self._overview = Overview(generation, sources)
+        self._ways: dict[Way, Callable[[Asked], Awaitable[Answer | Lines]]] = {
+            "status": self.tell_status,
+            "health": self.tell_health,
+            "readiness": self.tell_readiness,
+            "top": self.tell_top,
+            "metrics": self.tell_metrics,
+            "ask": self.ask,
+            "remove": self.remove,
+            "work": self.work,
+            "operate": self.operate,
+            "do": self.do,
+        }
         self._deeds = deeds or {}
         self._operate = operate
         self._scrape = scrape
@@ -160,40 +160,26 @@ class AdminServer:
         """Answer one request. Raises Refusal."""
         matches = [(route, name) for route in ROUTES if (name := route.match(request.path)) is not None]
         if not matches:
-            return Answer(404, {"error": _unknown(request.path), "routes": [str(route) for route in ROUTES]})
+            return Answer(404, {"error": unknown(request.path), "routes": [str(route) for route in ROUTES]})
         for route, name in matches:
             if route.method == request.method:
-                _check_name(name)
-                return await route.act(self, Asked(route.verb, name, request.options, request.accept))
+                check_name(name)
+                return await self._ways[route.way](Asked(route.verb, name, request.options, request.accept))
         allowed = ", ".join(route.method for route, _ in matches)
         sentence = f"{request.method} has no meaning for /{'/'.join(request.path)}; use {allowed}"
         return Answer(405, {"error": sentence}, (("Allow", allowed),))
 
     async def tell_status(self, _: Asked) -> Answer:
-        generation = self._generation()
-        stats, certifier = await asyncio.gather(
-            generation.worker_stats(STATS_LIMIT), generation.call_certifier("status", limit=STATS_LIMIT).wait()
-        )
-        return Answer(
-            200,
-            {
-                "version": __version__,
-                "pid": os.getpid(),
-                "generation": generation.number,
-                "started": _instant(self._identity.started),
-                "workers": [_worker_row(pid, values) for pid, values in stats.items()],
-                "certifier": _certifier_row(generation.certifier_pid(), certifier),
-                "sites": self._identity.sites,
-                "certificates": _counts(certifier),
-                "listeners": list(self._identity.listeners),
-            },
-        )
+        return Answer(200, await self._overview.status(self._identity))
 
     async def tell_health(self, _: Asked) -> Answer:
-        ready = self._generation().count_ready_workers()
-        if not ready:
-            return Answer(503, {"error": "no worker is ready at the moment, they are being started again"})
-        return Answer(200, {"status": "ok", "workers": ready})
+        return Answer(*self._overview.health())
+
+    async def tell_readiness(self, _: Asked) -> Answer:
+        return Answer(*await self._overview.readiness(self._identity))
+
+    async def tell_top(self, _: Asked) -> Answer:
+        return Answer(200, await self._overview.top(self._identity))
 
     async def tell_metrics(self, asked: Asked) -> Answer:
         if self._scrape is None:
@@ -272,97 +258,6 @@ class _SocketMove:
             self._opened.socket.close()
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request that a route has understood."""
-
-    verb: str
-    name: str
-    options: Mapping[str, str]
-    accept: str = ""
-
-
-@dataclass(frozen=True)
-class Route:
-    """`path` may have one NAME in it."""
-
-    method: str
-    path: tuple[str, ...]
-    act: Callable[[AdminServer, Asked], Awaitable[Answer | Lines]]
-    verb: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.method} /{'/'.join(self.path)}"
-
-    def match(self, path: Sequence[str]) -> str | None:
-        """Return the name in the path ("" if the route has none), or None when this is another route."""
-        if len(path) != len(self.path):
-            return None
-        name = ""
-        for wanted, segment in zip(self.path, path, strict=True):
-            if wanted == "NAME" and segment:
-                name = segment
-            elif wanted != segment:
-                return None
-        return name
-
-
-ROUTES = (
-    Route("GET", ("status",), AdminServer.tell_status),
-    Route("GET", ("healthz",), AdminServer.tell_health),
-    Route("GET", ("metrics",), AdminServer.tell_metrics),
-    Route("GET", ("certs",), AdminServer.ask, "list"),
-    Route("GET", ("certs", "NAME"), AdminServer.ask, "show"),
-    Route("DELETE", ("certs", "NAME"), AdminServer.remove, "remove"),
-    Route("GET", ("certs", "NAME", "why"), AdminServer.ask, "why"),
-    Route("POST", ("certs", "NAME", "obtain"), AdminServer.work, "obtain"),
-    Route("POST", ("certs", "NAME", "renew"), AdminServer.work, "renew"),
-    Route("POST", ("certs", "NAME", "revoke"), AdminServer.work, "revoke"),
-    Route("POST", ("certs", "NAME", "announce"), AdminServer.ask, "announce"),
-    Route("GET", ("backends",), AdminServer.operate, "backends"),
-    Route("POST", ("backends", "swap"), AdminServer.operate, "swap"),
-    Route("POST", ("backends", "NAME", "drain"), AdminServer.operate, "drain"),
-    Route("POST", ("backends", "NAME", "resume"), AdminServer.operate, "resume"),
-    Route("GET", ("sites",), AdminServer.operate, "sites"),
-    Route("POST", ("sites", "NAME", "pause"), AdminServer.operate, "pause"),
-    Route("POST", ("sites", "NAME", "resume"), AdminServer.operate, "unpause"),
-    Route("POST", ("reload",), AdminServer.do, "reload"),
-    Route("POST", ("stop",), AdminServer.do, "stop"),
-    Route("POST", ("upgrade",), AdminServer.do, "upgrade"),
-    Route("GET", ("quota",), AdminServer.ask, "quota"),
-    Route("POST", ("accounts", "rollover"), AdminServer.work, "rollover"),
-)
-
-
-def _unknown(path: Sequence[str]) -> str:
-    known = ", ".join(str(route) for route in ROUTES)
-    return f"there is no /{'/'.join(path)}. There is {known}; a / within NAME is written %2F."
-
-
-def _check_name(name: str) -> None:
-    if len(name) > MAX_NAME or not name.isprintable():
-        raise Refusal(400, f"a name has at most {MAX_NAME} characters, and no control characters")
-
-
-def _worker_row(pid: int, values: Mapping[str, int] | None) -> dict[str, int | None]:
-    counters = values or {}
-    return {"pid": pid, "connections": counters.get("connections"), "requests": counters.get("requests")}
-
-
-def _certifier_row(pid: int | None, result: AdminResult) -> dict[str, Any]:
-    """Its own word for its state, if it has one."""
-    silent = "restarting" if pid is None else "silent"
-    said = result.body if result.status == 200 and isinstance(result.body, dict) else {"state": silent}
-    return {"pid": pid, "state": said.get("state", "running")}
-
-
-def _counts(result: AdminResult) -> dict[str, int] | None:
-    """How many certificates are in which state; unknown (None) while the certifier does not answer."""
-    if result.status != 200 or not isinstance(result.body, dict):
-        return None
-    return {key: result.body.get(key, 0) for key in ("valid", "pending", "failed")}
-
-
 async def _first_word(call: Call) -> AdminResult | None:
     """Return the result if it is the first thing that comes; None as soon as a step, or nothing, came."""
     async with contextlib.aclosing(call.follow(_FIRST_WORD)) as events:
@@ -386,7 +281,3 @@ def _line(event: AdminProgress | AdminResult | None) -> dict[str, Any] | None:
             return {"status": status, **(body if isinstance(body, dict) else {"error": str(body)})}
         case None:
             return None
-
-
-def _instant(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -168,6 +168,9 @@ class Generation:
     def count_ready_workers(self) -> int:
         return sum(child.spec.is_worker and child.is_ready for child in self._children)
 
+    def count_listening_workers(self) -> int:
+        return len(set(self._listening.values()))
+
     def certifier_pid(self) -> int | None:
         """None while there is none that could be asked."""
         certifier = self._find_certifier()

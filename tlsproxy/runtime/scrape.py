@@ -95,6 +95,11 @@ class Scraper:
         totals = dict(self._collector.totals)
         return await asyncio.to_thread(render, totals, gauges, configured.sites, accept)
 
+    async def certificates(self) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of `admin certs list`, some seconds old at most."""
+        await self._refresh_rows(self._generations()[0])
+        return self._rows
+
     def close(self) -> None:
         if self._asking is not None:
             self._asking.cancel()

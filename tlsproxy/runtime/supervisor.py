@@ -25,7 +25,7 @@ from typing import Any
 from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import host
-from tlsproxy.runtime.admin import AdminServer, Identity
+from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
 from tlsproxy.runtime.calls import Call
@@ -33,11 +33,13 @@ from tlsproxy.runtime.estate import Estate
 from tlsproxy.runtime.families import RELOADS
 from tlsproxy.runtime.generation import Ears, Generation
 from tlsproxy.runtime.generations import Generations
+from tlsproxy.runtime.heartbeat import Heartbeat
 from tlsproxy.runtime.inheritance import Inheritance
 from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, Ready, ReopenLogs
 from tlsproxy.runtime.metricsport import MetricsPort
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.operators import Operators
+from tlsproxy.runtime.overview import Identity, Sources
 from tlsproxy.runtime.parting import describe_parting, parting, read_anew
 from tlsproxy.runtime.relisten import change_listeners
 from tlsproxy.runtime.reload import Movable, Reloads, Tell
@@ -93,6 +95,9 @@ class Supervisor:
             self._scraper.page,
             {"reload": self._reloads.ask, "upgrade": self._reloads.ask_upgrade, "stop": self._stop_for_admin},
             self._operators.act,
+            Sources(
+                self._generations.describe_draining, self._backends.rows, self._scraper.certificates, ears.collector
+            ),
         )
         self._port = MetricsPort(self._admin.answer)
         self._port.inherit(*inheritance.metrics)
@@ -190,6 +195,8 @@ class Supervisor:
             self._tasks.append(asyncio.create_task(told))
         if self.upgrades.line is not None:
             asyncio.get_running_loop().add_reader(self.upgrades.line, self._on_line)
+        heartbeat = Heartbeat(self._living, self._heirloom.ears.collector)
+        self._tasks.append(asyncio.create_task(heartbeat.run()))
         if service.watchdog:
             watch = feed_watchdog(self._notifier, service.watchdog, self._is_answering)
             self._tasks.append(asyncio.create_task(watch))
@@ -233,13 +240,13 @@ class Supervisor:
             raise
         if self.upgrades.line is not None:
             asyncio.get_running_loop().remove_reader(self.upgrades.line)
+        self._estate.let_go()  # before anybody is told: who asks then asks the other one
         self.upgrades.announce(self._notifier, hang_up=self._reloads.cease())
         self._stop.set()
         return result
 
     async def _leave(self) -> None:
         """Another supervisor is the proxy: what is in flight comes to its end here."""
-        self._estate.let_go()
         await self.upgrades.leave(self._estate, self._on_reopen)
         await self._admin.see_off(_LAST_WORD)
 
