@@ -49,10 +49,8 @@ def _work(
 
 
 def _reloaded(result: Mapping[str, Any]) -> str:
-    sites, workers = result["sites"], result["workers"]
-    return (
-        f"generation {result['generation']} serves: {sites} sites, {workers} workers, after {result['seconds']:.1f} s"
-    )
+    serving = f"{_count(result['sites'], 'site')}, {_count(result['workers'], 'worker')}"
+    return f"generation {result['generation']} serves: {serving}, after {result['seconds']:.1f} s"
 
 
 def _upgraded(result: Mapping[str, Any]) -> str:
@@ -67,3 +65,7 @@ def _stopped(result: Mapping[str, Any]) -> str:
     if result["killed"]:
         said.append(f"killed: {', '.join(result['killed'])}")
     return "; ".join(said)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

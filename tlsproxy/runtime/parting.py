@@ -64,7 +64,8 @@ def describe_parting(order: Drain) -> str:
     """Say it to a person."""
     said = f"what is in flight has {order.timeout:g} s"
     if order.unchanged:
-        said += f", {order.streams:g} s on the {len(order.unchanged)} sites that have not changed"
+        sites = "1 site that has" if len(order.unchanged) == 1 else f"{len(order.unchanged)} sites that have"
+        said += f", {order.streams:g} s on the {sites} not changed"
     return said
 
 

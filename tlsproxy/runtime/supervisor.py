@@ -288,7 +288,7 @@ class Supervisor:
                     undo.callback(move.undo)
                     moves.append(move)
             number = self._generations.serving.number + 1
-            tell("start", f"generation {number}: {slots} workers")
+            tell("start", f"generation {number}, with workers: {slots}")
             plan = self._backends.plan_for(settings)
             generation = make_generation(number, settings, listeners.listeners, self._heirloom, plan)
             await self._generations.prepare(generation)
