@@ -65,9 +65,10 @@ def plans(urls: list[str], chance: random.Random) -> Iterator[BackendPlan]:
     """Everything operators can say, at random; there is always somebody left to ask."""
     while True:
         drained = (chance.choice(urls),) if chance.random() < 0.3 else ()
-        swapped = {ROUTE: (chance.choice([url for url in urls if url not in drained]),)}
+        to = (chance.choice([url for url in urls if url not in drained]),)
+        swapped: dict[str, tuple[str, ...]] = {ROUTE: to} if chance.random() < 0.4 else {}
         paused = {"a.test": time.time() + 60} if chance.random() < 0.4 else {}
-        yield BackendPlan(drained=drained, swapped=swapped if chance.random() < 0.4 else {}, paused=paused)
+        yield BackendPlan(drained=drained, swapped=swapped, paused=paused)
 
 
 @pytest.mark.parametrize("sticky", ["", "who"])
