@@ -127,6 +127,9 @@ BACKEND_UP: Final = _gauge(
 )
 BACKEND_ACTIVE: Final = _gauge("tlsproxy_backend_active_requests", "backend", tell="Requests under way at a backend.")
 BACKEND_IDLE: Final = _gauge("tlsproxy_backend_idle_connections", "backend", tell="Idle connections to a backend.")
+WAITING: Final = _gauge(
+    "tlsproxy_requests_waiting", tell="Requests that wait for a backend: its limit is reached, or the site is paused."
+)
 GENERATION: Final = _gauge(
     "tlsproxy_generation", tell="Number of the generation that serves; a reload makes a new one."
 )

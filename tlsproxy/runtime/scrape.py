@@ -167,9 +167,11 @@ def _roles(generations: Sequence[Generation]) -> dict[int, str]:
 
 def _connection_gauges(told: Iterable[Told]) -> Iterator[Sample]:
     states = Counter(dict.fromkeys(_STATES, 0))
-    for each in told:
+    seen = tuple(told)
+    for each in seen:
         states.update({state: each.values.get(f"connections_{state}", 0) for state in _STATES})
-    return (Sample(families.CONNECTIONS, (state,), states[state]) for state in _STATES)
+    yield from (Sample(families.CONNECTIONS, (state,), states[state]) for state in _STATES)
+    yield Sample(families.WAITING, (), sum(each.values.get("requests_waiting", 0) for each in seen))
 
 
 def _backend_gauges(told: Sequence[Told]) -> Iterator[Sample]:
