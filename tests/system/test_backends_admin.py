@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import trustme
+from websockets.sync.client import connect
 
 from tests.system.commands import admin, admin_json, following, tlsproxy
 from tests.system.conftest import StartProxy
@@ -122,6 +123,24 @@ def test_the_old_release_ends_what_it_has_begun(start_proxy: StartProxy, pair: s
         stack.close()
         assert answer == ["blue"]
     assert [row["url"] for row in admin_json(proxy, "backends", "list")] == [green.url]
+
+
+def test_a_websocket_stays_with_the_old_release_and_is_said(
+    start_proxy: StartProxy, pair: str, releases: list[Release], app: str
+) -> None:
+    _, green = releases
+    proxy = start_proxy(site(pair, green, more="").replace(green.url, app))
+    url = f"ws://localhost:{proxy.port}/ws/echo"
+    with connect(url, sock=proxy.open(), proxy=None, open_timeout=PATIENCE) as socket:
+        socket.recv(PATIENCE)
+        command = ("backends", "swap", "--site", "localhost", *arguments(green, drain="500ms"))
+        assert "requests still under way at the old backends: 1. They go on." in admin(proxy, *command).err
+        assert asked(proxy) == {"green"}
+        socket.send("still there")
+        assert socket.recv(PATIENCE) == "still there"
+        rows = {row["url"]: (row["state"], row["active"]) for row in admin_json(proxy, "backends", "list")}
+        assert rows[app] == ("draining", 1)
+    until(lambda: len(admin_json(proxy, "backends", "list")) == 1, "the old one is forgotten")
 
 
 def test_a_release_that_never_becomes_well_changes_nothing(

@@ -133,8 +133,8 @@ class Swaps:
         logger.info("backends.swapped", extra={"route": order.route, "before": before, "backends": order.backends})
         left = await self._wait_until_idle(call, order, set(before) - set(order.backends))
         if left != 0:
-            number = "it is not known how many" if left is None else left
-            warnings.append(f"{number} requests are still under way at the old backends; they go on")
+            number = "not known" if left is None else left
+            warnings.append(f"requests still under way at the old backends: {number}. They go on.")
         return {"route": order.route, "backends": list(order.backends), "before": list(before), "warnings": warnings}
 
     async def _wait_until_well(self, call: Call, order: Order) -> None:
