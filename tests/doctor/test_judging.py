@@ -13,7 +13,7 @@ from tests.store.pki import issue
 from tlsproxy.doctor import schemes, streams
 from tlsproxy.doctor.asking import Address, Answer
 from tlsproxy.doctor.caa import CaaRecord, decide
-from tlsproxy.doctor.certificates import _gap, _judge_dates
+from tlsproxy.doctor.certificates import find_gap, judge_dates
 from tlsproxy.doctor.findings import Report
 from tlsproxy.doctor.handshake import Seen, Target
 from tlsproxy.doctor.names import judge_foreign
@@ -21,7 +21,7 @@ from tlsproxy.doctor.prefixes import roots
 from tlsproxy.doctor.schemes import Belief
 from tlsproxy.doctor.servers import Server, believing, product, starting, staying
 from tlsproxy.doctor.subject import Asked, Subject, whose
-from tlsproxy.settings import Route, Settings
+from tlsproxy.settings import Route, Settings, Site
 
 HOST = "a.test"
 
@@ -157,7 +157,8 @@ def test_who_serves_our_certificate_leads_here() -> None:
 )
 def test_dates_and_names(days: tuple[float, float], host: str, state: str) -> None:
     report = Report(host)
-    _judge_dates(report, [issue(HOST, days=days).bundle()], host, datetime.now(UTC))
+    site = Site.model_validate({"hosts": [HOST], "backends": ["http://127.0.0.1:1"]})
+    judge_dates(report, site, [issue(HOST, days=days).bundle()], host, datetime.now(UTC))
     assert [finding.state for finding in report.findings] == [state]
 
 
@@ -165,10 +166,10 @@ def test_only_a_leaf_that_names_its_issuer_is_blamed_for_a_gap() -> None:
     root = issue(cn="root", ca=True)
     between = issue(cn="between", ca=True, by=root)
     known = issue(HOST, by=between, issuer_url="http://ca.test/x.der")
-    assert _gap([known.certificate]) is not None
-    assert _gap([known.certificate, between.certificate]) is None
-    assert _gap([issue(HOST, by=between).certificate]) is None
-    assert _gap([issue(HOST).certificate]) is None
+    assert find_gap([known.certificate]) is not None
+    assert find_gap([known.certificate, between.certificate]) is None
+    assert find_gap([issue(HOST, by=between).certificate]) is None
+    assert find_gap([issue(HOST).certificate]) is None
 
 
 # --- servers and routes

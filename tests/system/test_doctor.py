@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +117,12 @@ def test_the_handshake_is_shown_step_by_step(run: Run, proxy: Proxy) -> None:
     assert any(step.startswith("valid until ") for step in steps)
 
 
-def test_a_chain_without_its_intermediate(run: Run) -> None:
+def test_a_chain_without_its_intermediate(run: Run, folder: Path) -> None:
     found = run.of("short.test", "chain")
     assert [each["check"] for each in run.findings if each["state"] == "bad"] == ["chain"]
     assert run.code == 1
     assert "CN=An intermediate is not sent" in found["text"]
-    assert found["fix"].startswith("curl -sS http://ca.test/between.der | openssl x509 -inform der >> ")
+    assert found["fix"] == f"curl -sS http://ca.test/between.der | openssl x509 -inform der >> {folder}/chain.pem"
 
 
 def test_a_certificate_that_is_not_served(proxy: Proxy, authority: trustme.CA, tmp_path: Path) -> None:
@@ -200,6 +202,44 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # the other end is closed
         return b""
+
+
+AS_NOBODY = """
+import os, sys
+from tlsproxy.cli import main
+arguments = sys.argv[1:]
+sys.stdout = open(os.devnull, "w")
+main(arguments)  # what is imported now need not be read by the other user
+sys.stdout = sys.__stdout__
+os.setgroups([])
+os.setegid(65534)
+os.seteuid(65534)
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_may_not_see_is_not_told_that_it_is_bad(proxy: Proxy) -> None:
+    """Nobody may read the store or ask the proxy; the handshake is for everybody."""
+    with tempfile.TemporaryDirectory() as name:
+        store = Path(name, "store")
+        shutil.copytree(proxy.folder / "store", store)
+        Path(name).chmod(0o755)
+        store.chmod(0o700)
+        config = Path(name, "tlsproxy.toml")
+        text = (proxy.folder / "tlsproxy.toml").read_text().partition("[[sites]]")[0]
+        text = text.replace(f"{proxy.folder}/store", str(store)).replace(
+            'https = ["127.0.0.1:0"]', f'https = ["127.0.0.1:{proxy.port}"]'
+        )
+        config.write_text(text + site("localhost", '"internal"', NOBODY))
+        words = [sys.executable, "-c", AS_NOBODY, "doctor", "--config", str(config), "--json"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    run = Run(done.returncode, json.loads(done.stdout)["findings"])
+    assert run.state("this machine", "store") == "unknown"
+    assert run.state("this machine", "proxy") == "unknown"
+    assert run.state("localhost", "certificate") == "unknown"
+    assert run.state("localhost", "handshake") == "ok"
+    assert [each["about"] for each in run.findings if each["state"] == "bad"] == [NOBODY]
 
 
 # --- DNS and CAs

@@ -318,7 +318,9 @@ def test_a_server_without_upgrades_is_bad_only_where_a_path_is_named(
     assert findings.of(addresses[name], "WebSocket")["state"] == "unknown"
     found = named[f"{name}.test", "--websocket", "/ws"].of(addresses[name], "WebSocket")
     assert found["state"] == BAD
-    assert {"uvicorn-bad": "uvicorn[standard]", "granian-bad": "--no-ws"}[name] in found["fix"]
+    assert {"uvicorn-bad": "uvicorn[standard]", "granian-bad": "tests.system.apps.examined:app --ws"}[name] in found[
+        "fix"
+    ]
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "granian", "gunicorn"])

@@ -167,7 +167,7 @@ async def examine_websocket(subject: Subject, facts: Facts) -> Report:
         # An ASGI server that gets no websocket.accept answers 403; what it takes for plain HTTP is a 404.
         report.ok(WEBSOCKET, f"the server takes upgrades ({answer.status} for a path that does not exist)")
     else:
-        hint = servers.with_websockets(server)
+        hint = servers.with_websockets(server, subject.address)
         text = f"an upgrade on a path that does not exist is answered as plain HTTP ({answer.status})"
         note = "; if the application has WebSockets, its server does not take them" if answer.status == 404 else ""
         report.unknown(WEBSOCKET, f"{text}{note}. To be sure, name a path: --websocket PATH", fix=hint)
@@ -196,7 +196,7 @@ def _judge_named(report: Report, subject: Subject, server: Server, answer: Answe
         report.ok(WEBSOCKET, f"{path} is accepted (101)")
     elif answer.status in (401, 403):
         report.unknown(WEBSOCKET, f"{path} is refused ({answer.status}): there is no such path, or it wants a login")
-    elif hint := servers.with_websockets(server):
+    elif hint := servers.with_websockets(server, subject.address):
         report.bad(WEBSOCKET, f"{path}: the upgrade is answered as plain HTTP ({answer.status})", fix=hint)
     else:
         report.unknown(WEBSOCKET, f"{path}: the upgrade is answered with {answer.status}")

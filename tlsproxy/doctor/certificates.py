@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -25,7 +26,7 @@ from tlsproxy.doctor.subject import concrete
 from tlsproxy.errors import CertificateError, StoreError, TlsproxyError
 from tlsproxy.settings import Issuer, Site, directories
 from tlsproxy.store.bundle import Bundle
-from tlsproxy.store.sources import NotYet
+from tlsproxy.store.sources import NotYet, certificate_files
 
 STORED, SERVED, CHAIN, HANDSHAKE_CHECK = "certificate", "served", "chain", "handshake"
 _SUDO = "Run this as the user that runs the proxy (with sudo, if that is root)."
@@ -43,7 +44,7 @@ async def examine_stored(house: House, site: Site, host: str) -> Report:
     except (CertificateError, StoreError) as error:
         _tell_unreadable(report, house, error, host)
     else:
-        _judge_dates(report, bundles, host, datetime.now(UTC))
+        judge_dates(report, site, bundles, host, datetime.now(UTC))
     return report
 
 
@@ -76,12 +77,10 @@ def _tell_unreadable(report: Report, house: House, error: TlsproxyError, host: s
         report.unknown(STORED, "the internal CA makes it when the proxy starts", fix=f"tlsproxy run{house.config}")
 
 
-def _judge_dates(report: Report, bundles: Sequence[Bundle], host: str, now: datetime) -> None:
+def judge_dates(report: Report, site: Site, bundles: Sequence[Bundle], host: str, now: datetime) -> None:
     for bundle in bundles:
         text = f"{bundle.key_type}, issued by {bundle.issuer}, valid until {bundle.not_after:%Y-%m-%d %H:%M} UTC"
-        renew = f"tlsproxy admin certs renew {host} --force"
-        if bundle.source == "file":
-            renew = f"openssl x509 -noout -dates -in …  # put a new certificate into the files of {host}"
+        renew = _renewing(site, host)
         if problem := bundle.date_problem(now):
             report.bad(STORED, f"{text}: it {problem}", fix=renew)
         elif missing := bundle.check_names([host] if host != "*" else []):
@@ -90,6 +89,14 @@ def _judge_dates(report: Report, bundles: Sequence[Bundle], host: str, now: date
             report.bad(STORED, f"{text}: {span(bundle.not_after - now)} only", fix=renew)
         else:
             report.ok(STORED, text)
+
+
+def _renewing(site: Site, host: str) -> str:
+    """Return the command for a certificate that is of no use; one in files is renewed by whoever wrote them."""
+    files = certificate_files(site)
+    if not files:
+        return f"tlsproxy admin certs renew {host} --force"
+    return f"openssl x509 -noout -subject -dates -ext subjectAltName -in {files[0].chain}  # write a new one there"
 
 
 # --- what is served
@@ -177,9 +184,10 @@ async def _judge_chain(report: Report, house: House, site: Site, seen: Seen) -> 
         whom = "who trusts the internal CA" if site.certificate == "internal" else "with the roots of this machine"
         report.ok(CHAIN, f"complete, {len(seen.chain)} certificates; clients {whom} accept it")
         return
-    gap = _gap(seen.chain)
+    gap = find_gap(seen.chain)
     if gap:
-        report.bad(CHAIN, f"incomplete: {gap.missing} is not sent, and {problem}", fix=gap.fix)
+        text = f"incomplete: {gap.missing} is not sent, and {problem}"
+        report.bad(CHAIN, text, fix=_filling(site, report.about, gap))
     elif _is_staging(house.settings.acme.issuers(), site):
         report.unknown(CHAIN, f"{problem}: clients do not trust the staging CA", fix='directory = "letsencrypt"')
     elif site.certificate == "internal":
@@ -200,15 +208,22 @@ async def _roots(house: House, site: Site) -> bytes:
         return b""
 
 
-class _Gap:
+@dataclass(frozen=True)
+class Gap:
     """A certificate that is missing above the last one that was sent, and where that one says it can be had."""
 
-    def __init__(self, last: x509.Certificate, url: str) -> None:
-        self.missing = last.issuer.rfc4514_string()
-        self.fix = f"curl -sS {url} | openssl x509 -inform der >> CHAIN-FILE  # the chain of this site"
+    missing: str
+    url: str
 
 
-def _gap(chain: Sequence[x509.Certificate]) -> _Gap | None:
+def _filling(site: Site, host: str, gap: Gap) -> str:
+    files = certificate_files(site)
+    if not files:
+        return f"tlsproxy admin certs renew {host} --force"
+    return f"curl -sS {gap.url} | openssl x509 -inform der >> {files[0].chain}"
+
+
+def find_gap(chain: Sequence[x509.Certificate]) -> Gap | None:
     """Only a leaf sent alone is blamed: above it there is an intermediate wherever it says where its issuer is."""
     last = chain[-1]
     if len(chain) > 1 or last.issuer == last.subject:
@@ -220,7 +235,7 @@ def _gap(chain: Sequence[x509.Certificate]) -> _Gap | None:
     for each in access:
         is_issuer = each.access_method == AuthorityInformationAccessOID.CA_ISSUERS
         if is_issuer and isinstance(each.access_location, x509.UniformResourceIdentifier):
-            return _Gap(last, each.access_location.value)
+            return Gap(last.issuer.rfc4514_string(), each.access_location.value)
     return None
 
 

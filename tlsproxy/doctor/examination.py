@@ -24,7 +24,7 @@ from tlsproxy.settings.values import as_address
 
 LONGEST = 18.0
 """Seconds for everything."""
-AT_ONCE = 64
+AT_ONCE = 200
 _EACH = 15.0
 
 Progress = Callable[[str], None]

@@ -103,12 +103,12 @@ def prefixed(server: Server, address: Address, prefix: str, *, strips: bool) -> 
     return f'app = FastAPI(root_path="{prefix}")'
 
 
-def with_websockets(server: Server) -> str:
+def with_websockets(server: Server, address: Address) -> str:
     """Return how a server comes to take WebSockets, "" where it always does."""
     match server.name:
         case "uvicorn":
             return "pip install 'uvicorn[standard]'  # and start it without --ws none"
         case "granian":
-            return "granian --ws …  # start it without --no-ws"
+            return f"{starting(server, address)} --ws"
         case _:
             return ""
