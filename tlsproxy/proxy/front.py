@@ -23,6 +23,7 @@ from tlsproxy.proxy.health import HealthChecks
 from tlsproxy.proxy.http1 import Http1Driver
 from tlsproxy.proxy.http2 import Http2Driver
 from tlsproxy.proxy.inspection import Inspection
+from tlsproxy.proxy.lag import LoopLag
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.metrics import Metrics
 from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
@@ -111,6 +112,7 @@ class Front:
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
+        self._lag = LoopLag(_TICK)
         self._failed_handshakes = 0
         self._dropped = 0  # log batches, as counted
 
@@ -204,7 +206,9 @@ class Front:
             "connections": len(self.connections),
             **self.connections.count_phases(),
             "requests": self._services.requests,
+            "requests_waiting": sum(map(len, self._lines())),
             "log_batches_dropped": self._writer.dropped,
+            "loop_lag_ms": self._lag.last_ms,
             **self._certificates.stats(),
         }
 
@@ -324,6 +328,7 @@ class Front:
     def _tick(self) -> None:
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
         now = self.loop.time()
+        self._lag.tick(now)
         for connection in self.connections:
             self._check_deadline(connection, now)
         for backend in self._backends.values():

@@ -58,7 +58,8 @@ class ChildSpec:
 class ChildProcess:
     """A running child. After `spawn` its owner runs `live` as a task and calls `poll` after each SIGCHLD."""
 
-    # Mutable: is_started, _ready_at, leaving, cut, told, _stats (whom the next is for); the three futures are set once.
+    # Mutable: is_started, is_aside, _ready_at, leaving, cut, told, _stats (whom the next is for) and _asked_at; the
+    # three futures are set once.
 
     def __init__(self, spec: ChildSpec, popen: subprocess.Popen[bytes], channel: ControlChannel) -> None:
         loop = asyncio.get_running_loop()
@@ -71,6 +72,8 @@ class ChildProcess:
         self._answer: asyncio.Future[Ready | Failed] = loop.create_future()
         self._reaped: asyncio.Future[int] = loop.create_future()
         self._stats: asyncio.Future[dict[str, int]] | None = None
+        self._asked_at = 0.0  # when `_stats` was asked for
+        self.is_aside = False  # it answers nothing: nobody is to wait for it
         self.told: Stats | None = None  # the last that came
         self._ready_at: float | None = None
         self._popen = popen
@@ -106,8 +109,12 @@ class ChildProcess:
 
     @property
     def is_listening(self) -> bool:
-        """Whether connections that the kernel gives to it are accepted: from Ready to Leaving or its end."""
-        return self.is_ready and not self.leaving
+        """Whether connections that it is given are accepted: from Ready to Leaving or its end, if it answers."""
+        return self.is_ready and not self.leaving and not self.is_aside
+
+    def silent_for(self) -> float:
+        """Seconds since it was asked for its counters and has said nothing; 0 while no question is open."""
+        return 0.0 if self._stats is None else asyncio.get_running_loop().time() - self._asked_at
 
     def healthy_for(self) -> float:
         """Seconds since Ready; 0 for a child that never was."""
@@ -149,7 +156,8 @@ class ChildProcess:
         if not self.is_ready:
             return None
         if self._stats is None:
-            self._stats = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._stats, self._asked_at = loop.create_future(), loop.time()
             self.channel.send(StatsRequest())
         asked = self._stats  # those who ask meanwhile share the answer
         await _first_of(asked, self.exited, timeout=timeout)
