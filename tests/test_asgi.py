@@ -160,6 +160,10 @@ class TestProven:
             b"/api/v1/items/",
         )
 
+    def test_a_prefix_may_need_an_encoding(self) -> None:
+        scope = seen([PROOF, *SAID, (b"x-forwarded-prefix", b"/gr%C3%BCn")], "/items").scope
+        assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/grün", "/grün/items", b"/gr%C3%BCn/items")
+
     @pytest.mark.parametrize("root", ["/api/v1", "/api/v1/sub"])
     def test_a_server_that_knows_the_prefix_is_left_alone(self, root: str) -> None:
         scope = seen([PROOF, *SAID, (b"x-forwarded-prefix", b"/api/v1")], root + "/items", root_path=root).scope
@@ -390,6 +394,29 @@ class TestTemplates:
         assert reported(app, "/a/1") == "/a/{b}"
         assert reported(app, "/m/x/c/12") == "/m/{t}/c/{d:int}".replace(":int", "")
         assert reported(app, "/none") is None
+
+    @pytest.mark.parametrize(
+        ("path", "template"),
+        [
+            ("/m/007/x", "/m/{n}/x"),
+            ("/m/7/none", "/m/{n}/{path}"),
+            ("/p/a/b/c/x", "/p/{deep}/x"),
+            ("/u/6BA7B810-9DAD-11D1-80B4-00C04FD430C8/x", "/u/{id}/x"),
+            ("/s/any/file", "/s/{path}"),
+        ],
+    )
+    def test_no_client_chooses_a_name(self, path: str, template: str) -> None:
+        """However a mount's parameter is written, none of it is left: names are counted."""
+
+        async def ok(_: Request) -> PlainTextResponse:
+            return PlainTextResponse("ok")
+
+        below = [Route("/x", ok)]
+        mounts = [Mount(at, routes=below) for at in ("/m/{n:int}", "/p/{deep:path}", "/u/{id:uuid}")]
+        assert reported(Starlette(routes=[*mounts, Mount("/s", app=PlainTextResponse("file"))]), path) == template
+
+    def test_documents_of_a_mounted_application(self) -> None:
+        assert reported(application(), "/sub/acme/docs") == "/sub/{tenant}/docs"
 
     def test_an_application_of_no_framework_names_nothing(self) -> None:
         assert reported(Seen(), "/a/b") is None

@@ -19,7 +19,7 @@ import hmac
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -173,13 +173,14 @@ def _take_prefix(scope: Scope, prefix: str) -> None:
 
     A server that was told (uvicorn --root-path) has done so already.
     """
+    raw, prefix = prefix, unquote(prefix)
     root = scope.get("root_path", "").rstrip("/")
     if not prefix.startswith("/") or root == prefix or root.startswith(prefix + "/"):
         return
     scope["root_path"] = prefix + root
     scope["path"] = prefix + scope["path"]
     if scope.get("raw_path") is not None:
-        scope["raw_path"] = quote(prefix, safe=_SAFE).encode() + scope["raw_path"]
+        scope["raw_path"] = quote(raw, safe=_SAFE).encode() + scope["raw_path"]
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------
@@ -254,17 +255,26 @@ def route_template(scope: Mapping[str, Any], outer_root: str = "") -> str:
     root: str = scope.get("root_path", "").rstrip("/")
     path: str = scope["path"]
     params: Mapping[str, Any] = scope.get("path_params") or {}
-    rest = path[len(root) :] if path == root or path.startswith(root + "/") else path
-    own = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
-    if isinstance(own, str) and not hasattr(scope.get("route"), "routes"):
+    own = _own_template(scope)
+    if own:
+        rest = path[len(root) :] if path == root or path.startswith(root + "/") else path
         prefix, others = _split_prefix(rest, own, params)
         return _templated(root, others, outer_root) + _templated(prefix, others) + own
     if "app_root_path" in scope and root != scope["app_root_path"].rstrip("/"):
         return _templated(root, params, outer_root) + "/{path}"  # a mount; what is in there did not say
-    if "endpoint" not in scope or "path_params" not in scope:
-        return ""
-    template = _templated(rest, params)
-    return root + template if all(f"{{{name}}}" in template for name in params) else ""
+    return ""
+
+
+def _own_template(scope: Mapping[str, Any]) -> str:
+    """What the route itself was declared with. FastAPI does not name those that are not its own, as /docs."""
+    route = scope.get("route")
+    if route is None and "endpoint" in scope:
+        routes = getattr(scope.get("app"), "routes", ())
+        route = next((each for each in routes if getattr(each, "endpoint", None) is scope["endpoint"]), None)
+    if hasattr(route, "routes"):
+        return ""  # a mount
+    own = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return own if isinstance(own, str) else ""
 
 
 def _split_prefix(rest: str, own: str, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -280,12 +290,29 @@ def _split_prefix(rest: str, own: str, params: Mapping[str, Any]) -> tuple[str, 
 
 
 def _templated(path: str, params: Mapping[str, Any], outer: str = "") -> str:
-    """`path` with the segments behind `outer` that are a parameter's value replaced by its name."""
+    """`path` with what is a parameter's value behind `outer` replaced by its name: no client chooses a template."""
     if not params:
         return path
     outer = outer if outer and path.startswith(outer) else ""
-    names = {str(value): f"{{{name}}}" for name, value in params.items()}
-    return outer + "/".join(names.get(segment, segment) for segment in path[len(outer) :].split("/"))
+    rest = path[len(outer) :]
+    for name, value in params.items():
+        if isinstance(value, str) and "/" in value:
+            rest = rest.replace(value, f"{{{name}}}", 1)
+    return outer + "/".join(_name_of(segment, params) for segment in rest.split("/"))
+
+
+def _name_of(segment: str, params: Mapping[str, Any]) -> str:
+    return next((f"{{{name}}}" for name, value in params.items() if segment and _means(segment, value)), segment)
+
+
+def _means(segment: str, value: Any) -> bool:
+    """Whether this is how the value was written: 7 may have been "007"."""
+    if isinstance(value, str):
+        return segment == value
+    try:
+        return bool(type(value)(segment) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 __all__ = ["TLSProxyMiddleware"]
