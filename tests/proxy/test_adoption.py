@@ -83,6 +83,27 @@ class TestLastDrain:
             client.close()
         assert end.result(PATIENCE) == 0
 
+    def test_serves_what_is_queued_where_nobody_follows(self, stage: Stage) -> None:
+        """After a reload that drops an address; what is queued for the other one is its successor's."""
+        stage.serve(stage.backend())
+        clients: list[Peer] = []
+
+        async def queue_and_drain() -> int:
+            clients.extend(dial(stage.listeners[number]) for number in (0, 1, 1))
+            return await stage.front.drain(3.0, dropped=[stage.listeners[1].fileno()])
+
+        copy = stage.listeners[0].dup()  # the supervisor's, for the successor
+        end = stage._draining = asyncio.run_coroutine_threadsafe(queue_and_drain(), stage.loop)
+        for client in clients[1:]:
+            client.send(GET)
+            assert client.message().status == 308
+        stage.wait(lambda: len(clients) == 3)
+        copy.accept()[0].close()
+        copy.close()
+        for client in clients:
+            client.close()
+        assert end.result(PATIENCE) == 0
+
     def test_says_how_many_it_cut(self, stage: Stage) -> None:
         backend = stage.backend()
         stage.serve(backend)
