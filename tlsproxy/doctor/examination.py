@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,8 @@ from tlsproxy.settings.values import as_address
 
 LONGEST = 18.0
 """Seconds for everything."""
-AT_ONCE = 200
+AT_ONCE = 100
+"""Questions under way in each lane."""
 _EACH = 15.0
 
 Progress = Callable[[str], None]
@@ -32,11 +34,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """`answer` raises nothing but Unanswered, which is a backend's silence; `reach` has told of that."""
+    """`answer` raises nothing but Unanswered, which is a backend's silence; `reach` has told of that.
+
+    `lane`: those that wait for the same kind of thing; a resolver that is away must not take the time of all others.
+    """
 
     about: str
     check: str
     answer: Callable[[], Awaitable[Report]]
+    lane: str = "own"
 
 
 async def examine(
@@ -44,10 +50,12 @@ async def examine(
 ) -> list[Finding]:
     """Return the findings about the machine, and about these hosts with their sites and backends."""
     questions = list(_questions(house, sites))
-    turn = asyncio.Semaphore(AT_ONCE)
+    turns: defaultdict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, AT_ONCE))
     ends = asyncio.get_running_loop().time() + LONGEST
     try:
-        answers = await asyncio.gather(*(_ask(question, turn, ends, progress) for question in questions))
+        answers = await asyncio.gather(
+            *(_ask(question, turns[question.lane], ends, progress) for question in questions)
+        )
     finally:
         await house.facts.close()
     return [finding for findings in answers for finding in findings]
@@ -94,12 +102,12 @@ def _about_machine(house: House, sites: Sequence[tuple[Site, str]]) -> Iterator[
 
 
 def _about_host(house: House, site: Site, host: str) -> Iterator[Question]:
-    yield Question(host, names.DNS, partial(names.examine_addresses, house, site, host))
+    yield Question(host, names.DNS, partial(names.examine_addresses, house, site, host), "DNS")
     if _is_public(site) and host != "*" and as_address(host) is None:
         issuer = house.settings.acme.issuers()[0]
-        yield Question(host, names.CAA, partial(names.examine_caa, house, host, issuer))
+        yield Question(host, names.CAA, partial(names.examine_caa, house, host, issuer), "DNS")
     yield Question(host, "http", partial(ports.examine_http, house, site, host))
-    yield Question(host, ports.OUTSIDE, partial(ports.examine_outside, house, site, host))
+    yield Question(host, ports.OUTSIDE, partial(ports.examine_outside, house, site, host), "DNS")
     yield Question(host, certificates.STORED, partial(certificates.examine_stored, house, site, host))
     yield Question(host, certificates.HANDSHAKE_CHECK, partial(certificates.examine_served, house, site, host))
 
@@ -122,7 +130,7 @@ def _about_backend(house: House, subject: Subject, seen: set[tuple[str, ...]]) -
         seen.add(key)
         answer = partial(examine_one, subject, house.facts)
         is_first = check == backends.REACHABLE
-        yield Question(url, check, answer if is_first else partial(_unless_silent, subject, house, answer))
+        yield Question(url, check, answer if is_first else partial(_unless_silent, subject, house, answer), "backends")
 
 
 async def _unless_silent(subject: Subject, house: House, answer: Callable[[], Awaitable[Report]]) -> Report:
