@@ -40,13 +40,19 @@ class Section:
 def screen(view: View, history: Sequence[float], width: int, height: int, *, notice: str = "") -> Group:
     """Return all there is to show in so many characters and lines. `history` is requests per second, oldest first."""
     sections = [section for section in _sections(view) if section.rows]
+    while sections and _least(sections) > height:
+        sections.pop()
     rooms = share([len(section.rows) for section in sections], height - _HEAD - 2 * len(sections))
     parts: list[Any] = [_line(cells, width) for cells in _head(view, history, width)]
     parts.append(_line([Cell(notice, "bold red")] if notice else [Cell("q: quit", "dim")], width))
     for section, room in zip(sections, rooms, strict=True):
-        if room:
-            parts += ["", _table(section, room, width)]
+        parts += ["", _table(section, room, width)]
     return Group(*parts)
+
+
+def _least(sections: Sequence[Section]) -> int:
+    """Lines for all of them, when each has as few as is of any use."""
+    return _HEAD + sum(2 + min(2, len(section.rows)) for section in sections)
 
 
 def share(wanted: Sequence[int], room: int) -> list[int]:
@@ -70,7 +76,7 @@ def line(view: View) -> str:
             f"{when} requests/s={total.rate:.1f} p50={_time(total.p50, '-')} p99={_time(total.p99, '-')} "
             f"5xx={_part(total.failed, '-')} connections={connections} workers={len(sample['workers'])} "
             f"backends_up={up}/{len(sample['backends'])} "
-        f"generation={sample['generation']} draining={sample['draining']} "
+            f"generation={sample['generation']} draining={sample['draining']} "
             f"certificates_valid={sample['certificates'].get('valid', 0)}/{sum(sample['certificates'].values())}"
         )
         .replace(" ms", "ms")
@@ -183,6 +189,7 @@ def _table(section: Section, room: int, width: int) -> Table:
     rows = section.rows[: room - 1] if cut > 0 else section.rows
     widths = [max(len(harmless(row[n].text)) for row in [[*map(Cell, section.columns)], *rows])
               for n in range(len(section.columns))]  # fmt: skip
+    widths[0] = max(widths[0], _NARROWEST)
     count = len(widths)
     while count > 2 and _NARROWEST + sum(widths[1:count]) + _GAP * (count - 1) > width:
         count -= 1
@@ -205,7 +212,7 @@ def _table(section: Section, room: int, width: int) -> Table:
 
 
 def _line(cells: Sequence[Cell], width: int) -> Text:
-    text = Text(no_wrap=True, overflow="ellipsis", end="")
+    text = Text(no_wrap=True, overflow="ellipsis")
     for cell in cells:
         text.append(harmless(cell.text), style=cell.style)
     text.truncate(width, overflow="ellipsis")
