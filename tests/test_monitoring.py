@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules know the metrics that there are, and only those; promtool agrees, if it is there."""
+"""The dashboard and the alert rules know the metrics that there are, and only those; promtool agrees if it is there."""
 
 from __future__ import annotations
 

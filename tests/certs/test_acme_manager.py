@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.fakes.certificate_authority import CertificateAuthority
 from tlsproxy.certs.acme_manager import AcmeManager
-from tlsproxy.certs.attempt import Asked, Obtained
+from tlsproxy.certs.attempt import Asked, Failed, Obtained
 from tlsproxy.certs.progress import unwatched
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
@@ -40,6 +40,22 @@ def test_an_account_s_key_is_changed_after_the_orders_under_way(tmp_path: Path) 
         assert await change == [(ca.directory, url)]
         assert ca.count["key-change"] == 1
         assert ca.accounts[url]["jwk"] != key
+        await manager.stop(1.0)
+
+    with CertificateAuthority(tmp_path) as ca:
+        asyncio.run(asyncio.wait_for(story(ca), 30))
+
+
+def test_failed_attempts_are_counted_until_they_are_taken(tmp_path: Path) -> None:
+    async def story(ca: CertificateAuthority) -> None:
+        manager = AcmeManager(
+            settings(ca), open_store("memory:"), announce=lambda names: None, refuse=lambda host, reason, seconds: None
+        )
+        manager.keeper.want(manager.wishes.of_sites(settings(ca).sites))
+        ca.next_order_fails("rejectedIdentifier", "policy forbids issuing for a.test", status=403)
+        assert isinstance(await manager.obtain(NAME, Asked(), unwatched), Failed)
+        assert manager.take_failures() == {(NAME, "refused"): 1}
+        assert manager.take_failures() == {}
         await manager.stop(1.0)
 
     with CertificateAuthority(tmp_path) as ca:
