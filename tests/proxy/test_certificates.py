@@ -219,8 +219,7 @@ def handshake_step(client: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl
 def test_stats_tell_what_is_ready(stage: Stage) -> None:
     serve(stage, A, B)
     stage.store.put(f"acme/{A}", issued(A))
-    assert stage.call(stage.front.stats) | {"requests": 0} == {
-        "connections": 0, "requests": 0, "log_batches_dropped": 0, "contexts": 0, "names": 2, "waiting": 0
-    }  # fmt: skip
+    ready = {"connections": 0, "log_batches_dropped": 0, "contexts": 0, "names": 2, "waiting": 0}
+    assert ready.items() <= stage.call(stage.front.stats).items()
     stage.connect(A)
     assert stage.call(stage.front.stats)["contexts"] == 1
