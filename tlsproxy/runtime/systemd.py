@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 FIRST_DESCRIPTOR = 3
 """SD_LISTEN_FDS_START."""
 
+_PATIENCE = 0.5
+"""Seconds for a manager whose queue is full (net.unix.max_dgram_qlen): a lost READY=1 is a failed start."""
+
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -56,7 +59,7 @@ def take_service(environ: MutableMapping[str, str], pid: int) -> Service:
 
 
 class ServiceNotifier(Notifier):
-    """Tells the service manager how we are. Nothing here waits or raises."""
+    """Tells the service manager how we are. Nothing here raises; a manager that is busy is waited for a moment."""
 
     # Mutable: _is_heard (whether the last word went out; a manager that is gone is complained of once), _text.
 
@@ -95,7 +98,7 @@ class ServiceNotifier(Notifier):
         text = "\n".join(" ".join(line.split("\n")) for line in lines)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.setblocking(False)
+                sock.settimeout(_PATIENCE)
                 sock.sendto(text.encode(errors="replace"), self._address)
         except OSError as error:
             if self._is_heard:
