@@ -43,6 +43,23 @@ def test_what_goes_wrong_is_unknown(answer: Callable[[], Awaitable[Report]], wor
     assert told == ["a.test: DNS"]
 
 
+def test_one_lane_that_is_full_holds_up_no_other() -> None:
+    async def run() -> list[Finding]:
+        ends = asyncio.get_running_loop().time() + 0.05
+        full, free = asyncio.Semaphore(0), asyncio.Semaphore(1)
+
+        async def answer() -> Report:
+            report = Report("b.test")
+            report.ok("scheme", "fine")
+            return report
+
+        held = _ask(Question("a.test", "DNS", _hang, "DNS"), full, ends, lambda _: None)
+        other = _ask(Question("b.test", "scheme", answer, "backends"), free, ends, lambda _: None)
+        return [finding for found in await asyncio.gather(held, other) for finding in found]
+
+    assert [finding.state for finding in asyncio.run(run())] == [State.UNKNOWN, State.OK]
+
+
 def test_a_fact_is_found_out_once_and_taken_from_nobody() -> None:
     async def run() -> tuple[int, str, str]:
         facts, asked, go = Facts(), [0], asyncio.Event()

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.system
 
 APP, WRAPPED = "tests.system.apps.examined:app", "tests.system.apps.examined_wrapped:wrapped"
 PREFIX = "/api/v1"
+SECRET = "0123456789abcdef" * 4
 ELSEWHERE = ("--forwarded-allow-ips", "10.9.9.9")
 QUIET = ("--log-level", "warning")
 SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
@@ -34,6 +35,7 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "uvicorn-unix-bad": (("uvicorn", APP, *QUIET), {}),
     "uvicorn-root": (("uvicorn", APP, *QUIET, "--root-path", PREFIX), {}),
     "uvicorn-app-root": (("uvicorn", APP, *QUIET), {"APP_ROOT_PATH": PREFIX}),
+    "uvicorn-middleware": (("uvicorn", WRAPPED, *QUIET, *ELSEWHERE), {"SERVER": "middleware", "SECRET": SECRET}),
     "uvicorn-hidden": (("uvicorn", APP, *QUIET, "--no-server-header"), {"HIDDEN": "1"}),
     "hypercorn": (("hypercorn", WRAPPED), {"SERVER": "hypercorn"}),
     "hypercorn-bad": (("hypercorn", APP, "--keep-alive", "1"), {}),
@@ -118,6 +120,7 @@ def config(folder: Path, addresses: dict[str, str]) -> Path:
         listen = {{ https = ["127.0.0.1:{free_port()}"], http = [] }}
         store = {{ url = "file://{folder}/store" }}
         admin = {{ socket = "{folder}/admin.sock" }}
+        server = {{ backend_secret = "{SECRET}" }}
     """
         + "\n".join(sites)
     )
@@ -179,7 +182,7 @@ def posted(addresses: dict[str, str]) -> Callable[[], list[str]]:
     return lambda: httpx.get(f"{addresses['uvicorn']}/posted", trust_env=False).json()
 
 
-WELL = ("uvicorn", "uvicorn-unix", "hypercorn", "granian", "gunicorn")
+WELL = ("uvicorn", "uvicorn-unix", "uvicorn-middleware", "hypercorn", "granian", "gunicorn")
 # What each has to be told, by the words of its own documentation.
 BELIEVING = {
     "uvicorn-bad": "uvicorn tests.system.apps.examined:app --host 127.0.0.1 --port {port} "
@@ -254,6 +257,8 @@ PREFIXES: dict[tuple[str, bool], tuple[str, str]] = {
     ("uvicorn-root", True): (OK, ""),
     ("uvicorn-root", False): (BAD, "strip_prefix = true"),
     ("uvicorn-app-root", True): (BAD, "strip_prefix = false"),
+    # It learns the prefix from each request.
+    ("uvicorn-middleware", True): (OK, ""),
     ("uvicorn-app-root", False): (OK, ""),
     ("hypercorn", True): (BAD, "strip_prefix = false"),
     ("hypercorn", False): (BAD, 'app = FastAPI(root_path="/api/v1")'),

@@ -15,6 +15,10 @@ def _wrap(server: str) -> Any:
         from hypercorn.middleware import ProxyFixMiddleware
 
         return ProxyFixMiddleware(app, mode="legacy", trusted_hops=1)
+    if server == "middleware":
+        from tlsproxy.asgi import TLSProxyMiddleware
+
+        return TLSProxyMiddleware(app, secret=os.environ["SECRET"])
     from granian.utils.proxies import wrap_asgi_with_proxy_headers
 
     return wrap_asgi_with_proxy_headers(app, trusted_hosts="*")
