@@ -56,7 +56,6 @@ MISTAKES = (
     Mistake("uvicorn", UVICORN, mistake=NOBODY),
     Mistake("uvicorn", UVICORN, unix=True),
     Mistake("hypercorn", ("hypercorn", APP)),
-    Mistake("hypercorn", ("hypercorn", APP), unix=True),
     Mistake("hypercorn-h2c", ("hypercorn", APP), scheme="h2c"),
     Mistake("granian", GRANIAN),
     Mistake("granian", GRANIAN, unix=True),

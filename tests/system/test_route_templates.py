@@ -29,12 +29,10 @@ def serve(folder: Path, server: str, *options: str, root_path: str = "") -> Serv
     ("server", "options", "root_path", "route"),
     [
         ("uvicorn", (), "", ""),
-        ("hypercorn", (), "", ""),
         ("granian", ("--interface", "asgi"), "", ""),
         ("gunicorn", ("-k", "asgi"), "", ""),
         ("uvicorn", ("--root-path", "/api/v1"), "", 'path = "/api/v1"\nstrip_prefix = true'),
         ("uvicorn", (), "/api/v1", 'path = "/api/v1"'),
-        ("granian", ("--interface", "asgi"), "/api/v1", 'path = "/api/v1"'),
     ],
 )
 def test_paths_get_their_names(
