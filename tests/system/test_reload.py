@@ -28,7 +28,7 @@ from tests.system.running import PATIENCE, Proxy, free_port, until, write_pair
 
 pytestmark = pytest.mark.system
 
-RELOADS = int(os.environ.get("RELOADS", "8"))  # RELOADS=50 takes minutes
+RELOADS = int(os.environ.get("RELOADS", "5"))  # RELOADS=50 takes minutes
 
 MIB = 1 << 20
 
