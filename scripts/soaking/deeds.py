@@ -69,6 +69,7 @@ class Stage:
         self._backends: list[subprocess.Popen[bytes] | None] = [None for _ in backends]
         self._proxy: subprocess.Popen[bytes] | None = None
         self._turn = 0
+        self._alone = asyncio.Lock()  # the proxy takes one change at a time
         self.new_certificate()
         self.write_config("")
 
@@ -161,7 +162,8 @@ class Stage:
                 print(f"{stamp()} {name} failed: {error}", flush=True)
 
     async def _command(self, *words: str) -> None:
-        result = await asyncio.to_thread(self.admin, *words)
+        async with self._alone:
+            result = await asyncio.to_thread(self.admin, *words)
         if result.returncode:
             raise RuntimeError(f"exit {result.returncode}: {result.stderr.strip()[-500:]}")
 
