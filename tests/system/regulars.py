@@ -15,7 +15,7 @@ import http.client
 import re
 import select
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from websockets.exceptions import ConnectionClosed
@@ -47,7 +47,7 @@ def returning(proxy: Proxy, *, pause: float = 0.01) -> Iterator[Tally]:
         else:
             held.append(client)
 
-    with _until_closed(ask, tally, lambda: [each.close() for each in held], pause):
+    with _until_closed(ask, tally, lambda: _close(held), pause):
         yield tally
 
 
@@ -79,7 +79,7 @@ def multiplexing(proxy: Proxy, *, at_once: int = 5) -> Iterator[Tally]:
                 assert (stream.status, stream.reset, bytes(stream.body)) == (200, None, b"hello"), stream
         held.append(client)
 
-    with _until_closed(ask, tally, lambda: [each.close() for each in held]):
+    with _until_closed(ask, tally, lambda: _close(held)):
         yield tally
 
 
@@ -102,7 +102,7 @@ def conversing(proxy: Proxy) -> Iterator[Tally]:
         else:
             held.append((socket, stack))
 
-    with _until_closed(say, tally, lambda: [stack.close() for _, stack in held]):
+    with _until_closed(say, tally, lambda: _close(stack for _, stack in held)):
         yield tally
 
 
@@ -132,13 +132,18 @@ def pressing(proxy: Proxy, *options: str) -> Iterator[Counted]:
 
 @contextlib.contextmanager
 def _until_closed(
-    act: Callable[[], None], tally: Tally, close: Callable[[], object], pause: float = 0.01
+    act: Callable[[], None], tally: Tally, close: Callable[[], None], pause: float = 0.01
 ) -> Iterator[None]:
     try:
         with repeating(act, tally, pause):
             yield
     finally:
         close()
+
+
+def _close(held: Iterable[http.client.HTTPConnection | Http2Client | contextlib.ExitStack]) -> None:
+    for each in held:
+        each.close()
 
 
 def _greet(proxy: Proxy) -> tuple[ClientConnection, contextlib.ExitStack]:
