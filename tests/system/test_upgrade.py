@@ -152,7 +152,8 @@ def test_upgrades_lose_nothing(tmp_path: Path, trust: ssl.SSLContext, sites: str
 
 
 def test_what_is_in_flight_comes_to_its_end(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:
-    with running(tmp_path, trust, sites) as proxy:
+    before = ("env", "TLSPROXY_SERVER__DRAIN_STREAMS=8s")  # the site has not changed
+    with running(tmp_path, trust, sites, before=before) as proxy:
         url = f"ws://localhost:{proxy.port}/ws/echo"
         with connect(url, sock=proxy.open(), proxy=None, open_timeout=PATIENCE) as words:
             words.recv(PATIENCE)
@@ -164,6 +165,25 @@ def test_what_is_in_flight_comes_to_its_end(tmp_path: Path, trust: ssl.SSLContex
         assert words.close_code == 1001
         proxy.wait_for("proxy.left")
         assert ask(proxy) == "hello"
+
+
+def test_a_stream_outlives_two_upgrades_and_no_stop(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:
+    """Its supervisor is then the one before the one before; told to hurry, it says goodbye like the others."""
+    before = ("env", "TLSPROXY_SERVER__DRAIN_STREAMS=300s")
+    with running(tmp_path, trust, sites, before=before) as proxy:
+        url = f"ws://localhost:{proxy.port}/ws/echo"
+        with connect(url, sock=proxy.open(), proxy=None, open_timeout=PATIENCE) as words:
+            words.recv(PATIENCE)
+            for _ in range(2):
+                said = upgrade(proxy)
+                assert said.code == 0, said
+            words.send("still there")
+            assert words.recv(PATIENCE) == "still there"
+            os.kill(status(proxy)["pid"], signal.SIGTERM)
+            with pytest.raises(ConnectionClosed):
+                words.recv(PATIENCE)
+        assert words.close_code == 1001
+        assert proxy.wait() == 0
 
 
 def test_all_that_can_be_is_taken_along(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom
+from tlsproxy.runtime.generation import DrainOutcome
 from tlsproxy.runtime.generations import Generations
-from tlsproxy.runtime.messages import BackendPlan, Handover
+from tlsproxy.runtime.inheritance import Inheritance
+from tlsproxy.runtime.messages import BackendPlan, Drain, Handover
 from tlsproxy.runtime.metrics import Collector
 from tlsproxy.runtime.metricsport import MetricsPort
 from tlsproxy.runtime.sockets import Listener, close_listeners
-from tlsproxy.runtime.systemd import Service
 from tlsproxy.settings import Settings
+
+_PARTING_TIME = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,7 @@ class Estate:
     backends: Backends
     admin: AdminServer
     port: MetricsPort
-    service: Service
-    started: datetime
+    inheritance: Inheritance
 
     @property
     def collector(self) -> Collector:
@@ -49,15 +50,38 @@ class Estate:
             self.admin.heirloom,
             (self.port.address, self.port.descriptors),
             line,
-            self.service.notify,
-            self.service.watchdog,
-            self.started.isoformat(),
+            self.inheritance.service.notify,
+            self.inheritance.service.watchdog,
+            self.inheritance.started.isoformat(),
             self.collector.snapshot(),
         )
 
     def last_word(self) -> tuple[BackendPlan, dict[str, float]]:
         """Return what has come up since the handover: the plan as it is now, what was counted."""
         return self.backends.plan, self.collector.rest()
+
+    def hasten(self, timeout: float) -> None:
+        """Have all that drain be gone within so many seconds, those of the supervisor before us too."""
+        self.generations.hasten(timeout)
+        if self.inheritance.predecessor is not None:
+            self.inheritance.predecessor.hurry(timeout)
+
+    async def end(self, timeout: float) -> DrainOutcome:
+        """End all within so many seconds: nobody follows."""
+        if self.inheritance.predecessor is not None:
+            self.inheritance.predecessor.hurry(timeout)
+        outcome = await self.generations.end(timeout)
+        if self.inheritance.predecessor is not None:
+            # It has had as long as we. Whoever ends when we end (a container, a service) must not end it before.
+            await self.inheritance.predecessor.gone(_PARTING_TIME)
+        return outcome
+
+    async def leave(self, order: Drain) -> None:
+        """Let all come to their ends, ours as the order says: another supervisor goes on."""
+        await self.generations.leave(order)
+        if self.inheritance.predecessor is not None:
+            # Its streams may have longer than ours; their limit began before that of ours would.
+            await self.inheritance.predecessor.gone(max(order.timeout or 0.0, order.streams) + _PARTING_TIME)
 
     def let_go(self) -> None:
         """Accept nothing any more. All of it goes on to be open elsewhere, so no name is removed."""

@@ -7,6 +7,7 @@ TakeOver it is the proxy, and its end is ours.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -37,11 +38,12 @@ HANDOVER_TIME = 30.0
 class Predecessor:
     """The old supervisor. Whoever has found it ends with `fail`, or with `open` and the rest."""
 
-    # Mutable: _channel (from open on).
+    # Mutable: _channel (from open on), _gone.
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._channel: ControlChannel | None = None
+        self._gone = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Predecessor {'in the loop' if self._channel else 'before the loop'}>"
@@ -97,6 +99,13 @@ class Predecessor:
             elif isinstance(message, Serve):
                 announced()
         self.close()
+        self._gone.set()
+
+    async def gone(self, timeout: float | None = None) -> None:
+        """Return when it has ended, or after so many seconds; `follow` sees it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._gone.wait()
 
     def reopen_logs(self) -> None:
         self.send(ReopenLogs())

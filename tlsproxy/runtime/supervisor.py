@@ -109,8 +109,7 @@ class Supervisor:
             self._backends,
             self._admin,
             self._port,
-            inheritance.service,
-            self._started,
+            inheritance,
         )
         self._movables: list[Movable] = [self._admin, self._backends, self._port]
         self._stop = asyncio.Event()
@@ -212,9 +211,7 @@ class Supervisor:
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
         self._admin.close()
         self._port.close()
-        if self._inheritance.predecessor is not None:
-            self._inheritance.predecessor.hurry(timeout)
-        drain = asyncio.create_task(self._generations.end(timeout))
+        drain = asyncio.create_task(self._estate.end(timeout))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
             told = {"cut": outcome.cut, "killed": list(outcome.killed)}

@@ -22,7 +22,6 @@ from typing import Any
 
 from tlsproxy.runtime import standin
 from tlsproxy.runtime.estate import Estate
-from tlsproxy.runtime.generations import Generations
 from tlsproxy.runtime.inheritance import Inheritance
 from tlsproxy.runtime.messages import Drain, Handover, Prepared
 from tlsproxy.runtime.notifier import Notifier
@@ -130,11 +129,11 @@ class Upgrades:
         if self._successor is None:
             return
         logger.info("proxy.leaving", extra={"proxy": self._heir})
-        self._install_signals(estate.generations, reopen)
-        orders = asyncio.create_task(self._successor.orders(reopen, estate.generations.hasten))
+        self._install_signals(estate, reopen)
+        orders = asyncio.create_task(self._successor.orders(reopen, estate.hasten))
         counting = asyncio.create_task(_count(estate, self._successor))
         try:
-            await estate.generations.leave(self._order)
+            await estate.leave(self._order)
         finally:
             for task in (orders, counting):
                 task.cancel()
@@ -176,16 +175,16 @@ class Upgrades:
         tell("ready", "all its workers are ready")
         return self._successor, prepared
 
-    def _install_signals(self, generations: Generations, reopen: Callable[[], None]) -> None:
+    def _install_signals(self, estate: Estate, reopen: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         for number in standin.HANDED_ON:
-            loop.add_signal_handler(number, self._on_signal, number, generations, reopen)
+            loop.add_signal_handler(number, self._on_signal, number, estate, reopen)
 
-    def _on_signal(self, number: signal.Signals, generations: Generations, reopen: Callable[[], None]) -> None:
+    def _on_signal(self, number: signal.Signals, estate: Estate, reopen: Callable[[], None]) -> None:
         if self.stays:
             self.pass_on(number)
         elif number in (signal.SIGTERM, signal.SIGINT):
-            generations.hasten(0.0)
+            estate.hasten(0.0)
         elif number == signal.SIGUSR1:
             reopen()
 
