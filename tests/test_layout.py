@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"errors", "settings", "logs", "wire", "store", "proxy", "certs", "runtime", "doctor"},
     "__main__": {"cli"},
     "asgi": set(),  # goes into applications, where the rest is not
+    "pytest_plugin": {"store", "certs"},  # runs the command, and reads the root of its CA
 }
 # Bytes to values and nothing else: no loop, socket, clock, file or log in there.
 NOT_IN_WIRE = {"asyncio", "uvloop", "ssl", "socket", "selectors", "logging", "time", "datetime", "os", "io", "pathlib"}

@@ -133,6 +133,7 @@ class AccessLog:
             f'"backend_ms":{f"{exchange.backend_ms:.3f}" if exchange.backend_ms >= 0 else "null"},'
             f'"reused":{"true" if exchange.reused else "false"},"retries":{exchange.retries},'
             f'{info.log_part or _describe(info)}"request_id":"{exchange.request_id.decode()}",'
+            f"{_trace_part(exchange.trace) if exchange.trace else ''}"
             f"{_error_part(error) if error else ''}"
             f"{forward.quoted if forward is not None else _site_part(exchange)}"
             f"{_template_part(exchange.template) if exchange.template else ''}}}\n"
@@ -212,6 +213,11 @@ def _query_part(query: str) -> str:
 def _template_part(template: str) -> str:
     """No character of it needs an escape (wire.templates.is_template)."""
     return f',"template":"{template}"'
+
+
+def _trace_part(trace: bytes) -> str:
+    """32 hexadecimal digits; what may stand behind them is for spans."""
+    return f'"trace_id":"{trace[:32].decode()}",'
 
 
 def _error_part(error: str) -> str:

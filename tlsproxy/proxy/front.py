@@ -34,6 +34,7 @@ from tlsproxy.proxy.router import Route, Router, Site
 from tlsproxy.proxy.services import Services
 from tlsproxy.proxy.sticky import Sticky
 from tlsproxy.proxy.tls import TlsConnection
+from tlsproxy.proxy.tracing import make_tracing
 from tlsproxy.proxy.upstream import Upstream
 from tlsproxy.proxy.waiting_line import Line
 from tlsproxy.wire.forwarding import Options, Trust
@@ -104,6 +105,7 @@ class Front:
         self._inspection = Inspection(self._count_downgrade, self._forwarding)
         self._services = self._make_services(settings)
         self._services.tally = self.metrics.tally
+        self._services.trace = self._tracing = make_tracing(settings.tracing)
         self._checks = HealthChecks(
             settings.sites, connect_timeout=limits.connect_timeout, fields=_proof(settings.server.backend_secret)
         )
@@ -180,6 +182,8 @@ class Front:
             backend.close()
         self._access.flush()
         self._writer.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     def certificates_changed(self, names: Sequence[str]) -> list[str]:
         """Serve new connections with what the store and the files hold now. Returns what could not be used."""

@@ -20,7 +20,7 @@ class Record:
 
     `backend_ms` (-1 without an answer) is the time from sending the request to the head of the answer. `bytes_in` and
     `bytes_out` count bodies. `template` is the application's own name for the path, as "/items/{item_id}"; "" unknown.
-    `trace` is the id (hexadecimal) of the trace that the exchange is part of, b"" with tracing off.
+    `trace` begins with the id (32 digits) of the trace that the exchange is part of (tracing.py), b"" without.
     """
 
     __slots__ = (

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tlsproxy.errors import CertificateError, ConfigError, Problem, StoreError
+from tlsproxy.proxy import spans
+from tlsproxy.proxy.spans import TracingError
 from tlsproxy.runtime import preflight_acme, privileges
 from tlsproxy.runtime.privileges import Account, PrivilegeError
 from tlsproxy.settings import CertificateFiles, Loaded, Site
@@ -65,6 +67,7 @@ class _Inspection:
     def _check_files(self, account: Account | None) -> None:
         self._check_store(made_for=account)
         self._check_acme()
+        self._check_tracing()
         if problem := _log_problem(self._loaded.settings.log.access, made_for=account):
             self._add("log.access", problem)
         for index, site in enumerate(self._loaded.settings.sites):
@@ -93,6 +96,17 @@ class _Inspection:
         for key, message in preflight_acme.find_problems(self._loaded.settings):
             self._add(key, message)
         self.warnings += preflight_acme.find_doubts(self._loaded.settings)
+
+    def _check_tracing(self) -> None:
+        section = self._loaded.settings.tracing
+        if not section.otlp:
+            return
+        headers = section.headers.get_secret_value()
+        for key, check in (("otlp", spans.require), ("headers", lambda: spans.read_headers(headers))):
+            try:
+                check()
+            except TracingError as error:
+                self._add(f"tracing.{key}", str(error))
 
     def _check_certificates(self, key: str, site: Site) -> None:
         bundles: list[Bundle] = []

@@ -104,7 +104,8 @@ def outbound_request(
 ) -> Outbound:
     """The head for the backend. `request_id` is used unless a trusted peer sent a good one; `prefix` was stripped.
 
-    `extra` are fields of this one request; they replace what the client sent under their names.
+    `extra` are fields of this one request; they replace what the client sent under their names, one without a value by
+    nothing.
 
     The framing field that goes out is the one of `head.framing`, exactly one (security rule 2). The part that is the
     same for all requests with the same fields is kept with the head: a client that repeats itself is served from it.
@@ -125,7 +126,7 @@ def outbound_request(
         block,
         request_id,
         started_ms,
-        _block(extra) if extra else b"",
+        _block([field for field in extra if field[1]]) if extra else b"",
     )
     return Outbound(data, client, request_id)
 
