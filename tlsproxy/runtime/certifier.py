@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def live(sock: socket.socket) -> int:
     """Serve one supervisor until it has had enough; return the exit code. Takes over the socket."""
-    release_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    release_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     channel = await ControlChannel.open(sock)
     try:
         return await _converse(channel)

@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
-HELD_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1})
+HELD_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 """Blocked by the supervisor while it spawns and inherited over exec, so that none of them can hit a child between its
 exec and its first handler; `release_signals` lets the ones that came meanwhile through."""
 

@@ -247,7 +247,7 @@ def _install_signals(channel: ControlChannel) -> None:
     loop.set_exception_handler(_log_exception)
     loop.add_signal_handler(signal.SIGTERM, channel.deliver, Drain())
     loop.add_signal_handler(signal.SIGUSR1, channel.deliver, ReopenLogs())
-    release_signals(signal.SIGINT, signal.SIGHUP)
+    release_signals(signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 def _log_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
