@@ -59,11 +59,11 @@ EXPOSE 80 443
 # Finishes what is in flight within server.drain (9.5 s); `docker stop` kills after 10 s.
 STOPSIGNAL SIGTERM
 
-# Any HTTP answer on the plain port will do, a redirect or a refusal alike: it shows that a worker accepts and answers.
-# The system's python, so that the check works whatever capabilities the container has. Where listen.http is not :80,
-# give the container a health check of its own.
+# Asks the proxy over its admin socket (admin.socket, found as the proxy finds it): whether a worker serves. With
+# admin.socket = "off", or with a configuration that only the proxy's own options name, give the container a health check
+# of its own.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
-    CMD ["/usr/local/bin/python3", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 80, timeout=4); c.request('GET', '/'); print(c.getresponse().status)"]
+    CMD ["tlsproxy", "admin", "status", "--check"]
 
 ENTRYPOINT ["tlsproxy"]
 CMD ["run"]

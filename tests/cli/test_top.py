@@ -259,29 +259,38 @@ def _read_until(descriptor: int, wanted: bytes) -> bytes:
 
 
 READY = {
-    "status": "ready",
-    "workers": 2,
-    "listeners": ["https :443"],
+    "serving": True,
+    "ready": True,
+    "not_ready": [],
+    "workers": [{"pid": 1, "connections": 4}, {"pid": 2, "connections": None}],
     "certificates": {"valid": 2, "pending": 0, "failed": 1},
 }
 
 
+def check(capsys: Output, status: dict[str, Any] | None, *options: str) -> tuple[int, str]:
+    answer = Answer(200, status) if status else Answer(503, {"error": "the proxy is starting"})
+    with answering(SOCKET, {"GET /status": answer}):
+        return cli.main(["admin", "status", "--check", *options]), capsys.readouterr().out
+
+
 def test_check_is_a_line_and_an_exit_code(capsys: Output) -> None:
-    with answering(SOCKET, {"GET /readyz": Answer(200, READY)}):
-        assert cli.main(["admin", "status", "--check"]) == 0
-        assert capsys.readouterr().out == "ready: workers 2; https :443; certificates: 2 valid, 1 failed\n"
-        assert cli.main(["admin", "status", "--check", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == READY
+    assert check(capsys, READY) == (0, "ready: 1 of 2 workers answer; certificates: 2 valid, 1 failed\n")
+    code, said = check(capsys, READY, "--json")
+    assert (code, json.loads(said)) == (0, {"serving": True, "ready": True, "not_ready": []})
 
 
-def test_check_of_one_that_is_not_ready(capsys: Output) -> None:
-    with answering(SOCKET, {"GET /readyz": Answer(503, {"error": "no worker is ready"})}):
-        assert cli.main(["admin", "status", "--check"]) == 1
-        assert capsys.readouterr().out == "not ready: no worker is ready\n"
-        assert cli.main(["admin", "status", "--check", "--json"]) == 1
-        assert json.loads(capsys.readouterr().out) == {"status": "not ready", "error": "no worker is ready"}
+def test_check_of_one_that_serves_nobody(capsys: Output) -> None:
+    down = {**READY, "serving": False, "ready": False, "not_ready": ["no worker is ready"]}
+    assert check(capsys, down) == (1, "not serving: no worker is ready\n")
+    assert check(capsys, down, "--json")[0] == 1
+    assert check(capsys, None) == (1, "not serving: the proxy is starting\n")
+
+
+def test_who_waits_for_the_first_certificate_is_not_to_be_ended(capsys: Output) -> None:
+    waiting = {**READY, "ready": False, "not_ready": ["none of 1 certificates is there yet"]}
+    assert check(capsys, waiting) == (0, "serving, not ready: none of 1 certificates is there yet\n")
 
 
 def test_check_of_nothing_is_1_as_docker_wants_it(capsys: Output) -> None:
     assert cli.main(["admin", "status", "--check"]) == 1
-    assert capsys.readouterr().out.startswith("not ready: no proxy is running")
+    assert capsys.readouterr().out.startswith("not serving: no proxy is running")

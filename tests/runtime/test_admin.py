@@ -89,8 +89,8 @@ def test_status(tmp_path: Path) -> None:
             status = await stage.get("status")
             pids = stage.generation.worker_pids()
             keys = (
-                "version, pid, generation, started, ready, not_ready, workers, draining, certifier, sites, "
-                "certificates, backends, listeners"
+                "version, pid, generation, started, serving, ready, not_ready, workers, draining, certifier, "
+                "sites, certificates, backends, listeners"
             )
             assert ", ".join(status) == keys
             assert (status["version"], status["generation"], status["sites"]) == (__version__, 1, 3)

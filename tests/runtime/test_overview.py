@@ -52,7 +52,7 @@ def test_status_counts_backends_and_names_who_leaves() -> None:
             status = await overview.status(IDENTITY)
             assert status["backends"] == {"up": 2, "down": 1}
             assert status["draining"] == DRAINING
-            assert (status["ready"], status["not_ready"]) == (True, [])
+            assert (status["serving"], status["ready"], status["not_ready"]) == (True, True, [])
 
     _run(scene())
 

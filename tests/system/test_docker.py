@@ -4,18 +4,17 @@ There may be no engine here, so nothing is built; the steps of the build are ord
 says which part only a real engine shows.
 """
 
-import http.client
-import http.server
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.system.conftest import StartProxy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "config" / "compose" / "app.Dockerfile"]
@@ -67,42 +66,28 @@ def test_the_image_runs_as_nobody_special_and_stops_by_sigterm() -> None:
     assert ("VOLUME", "/var/lib/tlsproxy") in said
 
 
-class Refusal(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_error(404)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-        pass
-
-
-@pytest.fixture
-def refusing_port() -> Iterator[int]:
-    with http.server.HTTPServer(("127.0.0.1", 0), Refusal) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
-
-
-def health_check(port: int) -> int:
-    """Run the image's own health check against another port and return its exit status."""
+def health_check(config: Path) -> subprocess.CompletedProcess[str]:
+    """Run the image's own health check as a container does that has this configuration."""
     (rest,) = [rest for word, rest in instructions(ROOT / "Dockerfile") if word == "HEALTHCHECK"]
-    command = json.loads(rest[rest.index("[") :])
-    program = command[2].replace("'127.0.0.1', 80,", f"'127.0.0.1', {port},")
-    assert program != command[2]
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False).returncode
+    program, *arguments = json.loads(rest[rest.index("[") :])
+    assert program == "tlsproxy"
+    command = [sys.executable, "-m", "tlsproxy", *arguments]
+    environment = {**os.environ, "TLSPROXY_CONFIG": str(config)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
 
 
-def test_any_http_answer_is_healthy(refusing_port: int) -> None:
-    assert health_check(refusing_port) == 0
+@pytest.mark.system
+def test_a_proxy_is_healthy_until_it_ends(tmp_path: Path, start_proxy: StartProxy) -> None:
+    proxy = start_proxy('[[sites]]\nhosts = ["localhost"]\nbackends = ["127.0.0.1:1"]')  # that the backend is not there
+    said = health_check(tmp_path / "tlsproxy.toml")
+    assert (said.returncode, said.stdout) == (0, "ready: 1 of 1 workers answer; certificates: 1 valid\n"), said.stderr
+    proxy.stop()
+    said = health_check(tmp_path / "tlsproxy.toml")
+    assert said.returncode == 1
+    assert said.stdout.startswith("not serving: no proxy is running")
 
 
-def test_no_answer_is_unhealthy(refusing_port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", refusing_port, timeout=5)
-    connection.connect()
-    free = connection.sock.getsockname()[1]  # a port of our own that nobody listens on
-    try:
-        assert health_check(free) != 0
-    finally:
-        connection.close()
+def test_a_configuration_that_cannot_be_read_is_unhealthy(tmp_path: Path) -> None:
+    said = health_check(tmp_path / "none.toml")
+    assert said.returncode == 1  # Docker keeps 2 for itself
+    assert said.stdout.startswith("not serving: ")

@@ -13,12 +13,12 @@ import typer
 
 from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target
 from tlsproxy.cli.output import harmless, say, say_fields, say_json
-from tlsproxy.errors import NotRunning
+from tlsproxy.errors import TlsproxyError
 
 CHECK_PATIENCE = 4.0
 """Seconds: less than what Docker and Kubernetes usually give to a probe."""
 
-CheckOption = Annotated[bool, typer.Option("--check", help="Say in one line whether it is ready; exit code 0 or 1.")]
+CheckOption = Annotated[bool, typer.Option("--check", help="Say in one line whether it serves; exit code 0 or 1.")]
 
 
 def status(
@@ -37,21 +37,32 @@ def status(
 
 
 def _check(target: Target, *, as_json: bool) -> None:
-    """For Docker's HEALTHCHECK, which knows 0 and 1 only: a proxy that does not run is not ready either."""
-    from tlsproxy.runtime.adminclient import AdminClient, AdminError
+    """For Docker's HEALTHCHECK, which knows 0 and 1 only: a proxy that does not run is 1 too.
+
+    One that waits for its first certificate is 0: who is ended for that never gets one.
+    """
+    from tlsproxy.runtime.adminclient import AdminClient
 
     try:
-        answer = AdminClient(target.client.path, patience=CHECK_PATIENCE).get("readyz")
-    except (NotRunning, AdminError) as reason:
-        say_json({"status": "not ready", "error": str(reason)}) if as_json else say(harmless(f"not ready: {reason}"))
-        raise typer.Exit(1) from None
-    say_json(answer) if as_json else say(harmless(f"ready: {_describe(answer)}"))
+        found = AdminClient(target.client.path, patience=CHECK_PATIENCE).get("status")
+    except TlsproxyError as reason:
+        found = {"serving": False, "ready": False, "not_ready": [str(reason)]}
+    if as_json:
+        say_json({name: found[name] for name in ("serving", "ready", "not_ready")})
+    else:
+        say(harmless(_verdict(found)))
+    if not found["serving"]:
+        raise typer.Exit(1)
 
 
-def _describe(answer: Mapping[str, Any]) -> str:
-    counts = answer.get("certificates") or {}
-    certificates = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "none"
-    return f"workers {answer['workers']}; {', '.join(answer['listeners'])}; certificates: {certificates}"
+def _verdict(found: Mapping[str, Any]) -> str:
+    if not found["ready"]:
+        state = "serving, not ready" if found["serving"] else "not serving"
+        return f"{state}: {'; '.join(found['not_ready'])}"
+    workers = sum(row["connections"] is not None for row in found["workers"])
+    counts = found["certificates"] or {}
+    certificates = ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "not known"
+    return f"ready: {workers} of {len(found['workers'])} workers answer; certificates: {certificates}"
 
 
 def _fields(found: Mapping[str, Any], now: datetime) -> list[tuple[str, str]]:

@@ -85,6 +85,7 @@ class Overview:
             "pid": os.getpid(),
             "generation": generation.number,
             "started": instant(identity.started),
+            "serving": self._find_outage(identity, generation) == "",
             "ready": not reasons,
             "not_ready": reasons,
             "workers": [_worker_row(pid, values) for pid, values in stats.items()],
@@ -147,16 +148,21 @@ class Overview:
         self._counts = _counts(result) or self._counts
         return result
 
+    def _find_outage(self, identity: Identity, generation: Generation) -> str:
+        """Why nobody is served; "" if clients are."""
+        if not generation.count_ready_workers():
+            return _NO_WORKER
+        return "" if identity.listeners and generation.count_listening_workers() else _NOBODY_LISTENS
+
     def _find_reasons(self, identity: Identity, generation: Generation) -> list[str]:
         """Why the proxy is not ready. A certificate that is missing beside others is a matter of its site alone."""
-        if not generation.count_ready_workers():
-            return [_NO_WORKER]
-        reasons = [] if identity.listeners and generation.count_listening_workers() else [_NOBODY_LISTENS]
+        if outage := self._find_outage(identity, generation):
+            return [outage]
         counts = self._counts
         if counts and not counts["valid"] and any(counts.values()):
             missing = counts["pending"] + counts["failed"]
-            reasons.append(f"none of {missing} certificates is there yet; tlsproxy admin certs list shows why")
-        return reasons
+            return [f"none of {missing} certificates is there yet; tlsproxy admin certs list shows why"]
+        return []
 
 
 def _worker_row(pid: int, values: Mapping[str, int] | None) -> dict[str, int | None]:
