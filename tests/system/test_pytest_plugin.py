@@ -165,7 +165,7 @@ def test_killed(https_server):
 def test_pytest_finds_it_and_pays_little_for_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"tlsproxy": "tlsproxy.pytest_plugin"}
-    program = "import sys, pytest; old = set(sys.modules); import tlsproxy.pytest_plugin; print(*set(sys.modules) - old)"
+    program = "import sys, pytest; a = set(sys.modules); import tlsproxy.pytest_plugin; print(*set(sys.modules) - a)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     strangers = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
     assert strangers == {"tlsproxy"}
