@@ -7,6 +7,8 @@ import asyncio
 import base64
 import sys
 from collections.abc import Awaitable
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from fastapi import APIRouter, FastAPI, WebSocket
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
@@ -333,6 +336,31 @@ def application() -> FastAPI:
     return app
 
 
+class Amount(Convertor[Decimal]):
+    regex = "[0-9]+[.][0-9]+"
+
+    def convert(self, value: str) -> Decimal:
+        return Decimal(value)
+
+    def to_string(self, value: Decimal) -> str:
+        return str(value)
+
+
+class Day(Convertor[date]):
+    regex = "[0-9]{8}"
+
+    def convert(self, value: str) -> date:
+        return date.fromisoformat(value)
+
+    def to_string(self, value: date) -> str:
+        return f"{value:%Y%m%d}"
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 class TestTemplates:
     @pytest.mark.parametrize(
         ("path", "template"),
@@ -414,6 +442,27 @@ class TestTemplates:
         below = [Route("/x", ok)]
         mounts = [Mount(at, routes=below) for at in ("/m/{n:int}", "/p/{deep:path}", "/u/{id:uuid}")]
         assert reported(Starlette(routes=[*mounts, Mount("/s", app=PlainTextResponse("file"))]), path) == template
+
+    @pytest.mark.parametrize("kind", ["amount", "day"])
+    def test_a_parameter_of_the_applications_own_kind_is_no_name_and_no_crash(self, kind: str) -> None:
+        """Decimal("x") raises an ArithmeticError, date("…") a TypeError; neither says how the value was written."""
+
+        async def ok(_: Request) -> PlainTextResponse:
+            return PlainTextResponse("ok")
+
+        register_url_convertor("amount", Amount())
+        register_url_convertor("day", Day())
+        written = {"amount": "1.50", "day": "20260102"}[kind]
+        app = Starlette(routes=[Mount(f"/m/{{n:{kind}}}", routes=[Route("/x", ok)])])
+        assert reported(app, f"/m/{written}/x") == {"amount": "/m/{n}/x", "day": None}[kind]
+
+    def test_a_value_that_can_not_be_shown_harms_no_answer(self) -> None:
+        async def odd(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["path_params"] = {"n": Unspeakable()}
+            scope["route"] = Route("/{n}", PlainTextResponse("ok"))
+            await PlainTextResponse("ok")(scope, receive, send)
+
+        assert reported(odd, "/a/b") is None
 
     def test_documents_of_a_mounted_application(self) -> None:
         assert reported(application(), "/sub/acme/docs") == "/sub/{tenant}/docs"

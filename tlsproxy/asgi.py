@@ -103,7 +103,7 @@ class TLSProxyMiddleware:
 
         async def send_with_route(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
-                template = quote(route_template(scope, root), safe=_SAFE, errors="replace")
+                template = quote(_template_of(scope, root), safe=_SAFE, errors="replace")
                 if 0 < len(template) <= _LONGEST_TEMPLATE:
                     message = {**message, "headers": [*message.get("headers", ()), (_ROUTE, template.encode())]}
             await send(message)
@@ -245,6 +245,14 @@ def _number(item: str) -> int | None:
 # --- route templates --------------------------------------------------------------------------------------------------
 
 
+def _template_of(scope: Mapping[str, Any], root: str) -> str:
+    """`route_template`, whatever a framework has put into the scope: an answer must not fail of its name."""
+    try:
+        return route_template(scope, root)
+    except Exception:  # noqa: BLE001  # values and types of any kind are looked at
+        return ""
+
+
 def route_template(scope: Mapping[str, Any], outer_root: str = "") -> str:
     """The template of the route that was taken, as clients see it: with the root path, mounts and router prefixes.
 
@@ -259,9 +267,10 @@ def route_template(scope: Mapping[str, Any], outer_root: str = "") -> str:
     if own:
         rest = path[len(root) :] if path == root or path.startswith(root + "/") else path
         prefix, others = _split_prefix(rest, own, params)
-        return _templated(root, others, outer_root) + _templated(prefix, others) + own
+        return _if_all_named(_templated(root, others, outer_root) + _templated(prefix, others) + own, others)
     if "app_root_path" in scope and root != scope["app_root_path"].rstrip("/"):
-        return _templated(root, params, outer_root) + "/{path}"  # a mount; what is in there did not say
+        # A mount; what is in there did not say.
+        return _if_all_named(_templated(root, params, outer_root) + "/{path}", params)
     return ""
 
 
@@ -301,6 +310,11 @@ def _templated(path: str, params: Mapping[str, Any], outer: str = "") -> str:
     return outer + "/".join(_name_of(segment, params) for segment in rest.split("/"))
 
 
+def _if_all_named(template: str, params: Mapping[str, Any]) -> str:
+    """`template`, or "" if the value of one of `params` was not found: it would be in there as the client wrote it."""
+    return template if all(f"{{{name}}}" in template for name in params) else ""
+
+
 def _name_of(segment: str, params: Mapping[str, Any]) -> str:
     return next((f"{{{name}}}" for name, value in params.items() if segment and _means(segment, value)), segment)
 
@@ -311,7 +325,7 @@ def _means(segment: str, value: Any) -> bool:
         return segment == value
     try:
         return bool(type(value)(segment) == value)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001  # an application's own type of parameter
         return False
 
 
