@@ -228,6 +228,27 @@ def test_but_not_whatever_it_says() -> None:
     assert b"6.6.6.6" not in b"".join(value for _, value in sent.fields)
 
 
+@pytest.mark.parametrize(
+    ("said", "passed"),
+    [
+        (b"/gr%C3%BCn/v1.2/", b"/gr%C3%BCn/v1.2"),
+        (b"/", None),
+        (b"//evil.test", None),
+        (b"/%2Fevil.test", None),
+        (b"/a/../b", None),
+        (b"/a/%2e%2E", None),
+        (b"/a\\evil.test", None),
+        (b"/';alert(1)//", None),
+        (b"/%27;alert(1)", None),
+        (b"/%3Cscript%3E", None),
+        (b"/a%0D%0Ab", None),
+        (b"/a?b", None),
+    ],
+)
+def test_a_prefix_leads_nowhere_else_and_ends_no_string(said: bytes, passed: bytes | None) -> None:
+    assert get(trusted(b"X-Forwarded-Prefix: %b\r\n" % said).fields, "x-forwarded-prefix") == passed
+
+
 def test_the_nearest_hop_counts() -> None:
     sent = trusted(
         b"X-Forwarded-Proto: http, https\r\nX-Forwarded-Host: b.test\r\nX-Forwarded-Host: c.test, d.test\r\n"

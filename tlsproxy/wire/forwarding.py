@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from tlsproxy.wire import grammar
 from tlsproxy.wire.fields import Field, Fields, Kind, without
@@ -18,6 +19,9 @@ from tlsproxy.wire.messages import Framing, ProtocolError, RequestHead
 
 _ID_BYTES: Final = b"-._~+/=:@0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LONGEST_ID: Final = 128
+_PREFIX_BYTES: Final = b"/-._~+=:@" + bytes(
+    [*range(0x30, 0x3A), *range(0x41, 0x5B), *range(0x61, 0x7B), *range(128, 256)]
+)
 _BY_LENGTH: Final = Framing.LENGTH  # a global costs a third of looking a member up on its Enum
 _CHUNKED: Final = Framing.CHUNKED
 _VIA: Final = {10: b"1.0 tlsproxy", 11: b"1.1 tlsproxy", 20: b"2 tlsproxy"}  # the protocol it came by (RFC 9110 7.6.3)
@@ -200,8 +204,7 @@ def _trusted_fields(
     fields.append((b"X-Forwarded-Host", host))
     port = _last(said, b"x-forwarded-port")
     fields.append((b"X-Forwarded-Port", port if port and grammar.is_port(port) else head.port or _DEFAULT_PORT[scheme]))
-    outer = _last(said, b"x-forwarded-prefix").rstrip(b"/")
-    prefix = outer + prefix if outer[:1] == b"/" else prefix
+    prefix = _well_formed_prefix(_last(said, b"x-forwarded-prefix")) + prefix
     if prefix:
         fields.append((b"X-Forwarded-Prefix", prefix))
     if peer.options.forwarded:
@@ -256,6 +259,19 @@ def _well_formed_host(value: bytes, otherwise: bytes) -> bytes:
     except ProtocolError:
         return otherwise
     return value
+
+
+def _well_formed_prefix(value: bytes) -> bytes:
+    """A path's beginning without the last slash; b"" for anything else, in an encoding too.
+
+    Proxies that set this field are few, so what a trusted one says may be its client's. Applications put it before the
+    links they write: `//evil.test` would lead away, and a quotation mark end a string in a page.
+    """
+    prefix = value.rstrip(b"/")
+    plain = unquote_to_bytes(prefix)
+    if plain[:1] != b"/" or b"//" in plain or plain.translate(None, _PREFIX_BYTES):
+        return b""
+    return b"" if {b".", b".."} & set(plain.split(b"/")) else prefix
 
 
 def is_request_id(value: bytes) -> bool:
