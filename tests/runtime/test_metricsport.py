@@ -13,7 +13,7 @@ import pytest
 
 from tlsproxy.runtime.adminhttp import Answer, Request
 from tlsproxy.runtime.generations import NothingServes
-from tlsproxy.runtime.metricsport import MAX_CLIENTS, MetricsPort
+from tlsproxy.runtime.metricsport import _MOST_CONNECTIONS, MAX_CLIENTS, MetricsPort
 from tlsproxy.runtime.sockets import ListenError
 from tlsproxy.settings import Settings
 
@@ -53,9 +53,11 @@ async def ask(where: tuple[str, int], request: str = "GET /metrics HTTP/1.1") ->
     """Return status, head and body of one request by a stranger's name."""
     reader, writer = await asyncio.open_connection(*where)
     writer.write(f"{request}\r\nHost: metrics.example:80\r\nAccept: text/plain\r\nConnection: close\r\n\r\n".encode())
-    async with asyncio.timeout(10):
-        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
-    writer.close()
+    try:
+        async with asyncio.timeout(10):
+            head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    finally:
+        writer.close()
     return int(head.split()[1]), head, body
 
 
@@ -114,6 +116,18 @@ def test_too_many_clients_are_told_so() -> None:
             assert (status, f"{MAX_CLIENTS} clients" in body) == (503, True)
             for _, writer in idle:
                 writer.close()
+
+    asyncio.run(scene())
+
+
+def test_a_flood_is_cut_off_without_a_word() -> None:
+    async def scene() -> None:
+        async with opened() as port:
+            with contextlib.ExitStack() as stack:
+                for _ in range(_MOST_CONNECTIONS):
+                    stack.enter_context(socket.create_connection(port.bound[0]))
+                with pytest.raises((IndexError, ConnectionResetError)):  # nothing, or less
+                    await ask(port.bound[0])
 
     asyncio.run(scene())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,13 +84,23 @@ class TestBackends:
     )
     def test_one_is_up_if_a_worker_sees_it_so(self, states: tuple[str, ...], up: int) -> None:
         told = [Told({}, [backend(HERE, state, "a.test /", "b.test /api")]) for state in states]
-        assert shown(scrape._backend_gauges(told), families.BACKEND_UP) == {("a.test", HERE): up, ("b.test", HERE): up}
+        assert shown(scrape._backend_gauges(told, told), families.BACKEND_UP) == {
+            ("a.test", HERE): up,
+            ("b.test", HERE): up,
+        }
 
     def test_requests_and_connections_are_added(self) -> None:
         told = [Told({}, [backend(HERE, "up", active=1, idle=2), backend(THERE, "up", active=4)]) for _ in range(2)]
-        samples = list(scrape._backend_gauges(told))
+        samples = list(scrape._backend_gauges(told, told))
         assert shown(iter(samples), families.BACKEND_ACTIVE) == {(HERE,): 2, (THERE,): 8}
         assert shown(iter(samples), families.BACKEND_IDLE) == {(HERE,): 4, (THERE,): 0}
+
+    def test_a_worker_that_drains_has_requests_too_and_no_say(self) -> None:
+        serving = Told({}, [backend(HERE, "down", "a.test /", active=1)])
+        drains = Told({}, [backend(HERE, "up", "a.test /", active=2), backend(THERE, "up", "old.test /", active=3)])
+        samples = list(scrape._backend_gauges([serving], [serving, drains]))
+        assert shown(iter(samples), families.BACKEND_ACTIVE) == {(HERE,): 3, (THERE,): 3}
+        assert shown(iter(samples), families.BACKEND_UP) == {("a.test", HERE): 0}
 
 
 def test_connections_are_added_by_state_and_others_are_not_known() -> None:
@@ -136,6 +147,9 @@ def test_without_children_the_rest_is_told() -> None:
 def test_what_the_kernel_knows_of_a_process() -> None:
     own = os.getpid()
     assert resident_memory(own) > 1 << 20
-    assert open_descriptors(own) >= 3
+    before = open_descriptors(own)
+    assert before >= 3
+    with Path(os.devnull).open():
+        assert open_descriptors(own) == before + 1
     assert cpu_seconds(own) > 0
     assert (resident_memory(NOBODY), open_descriptors(NOBODY), cpu_seconds(NOBODY)) == (0, 0, 0)

@@ -101,11 +101,14 @@ async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     body = _json({"error": message})
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-    with contextlib.suppress(OSError, TimeoutError):
+    try:
         # A socket that is closed with something unread in it resets its peer.
         async with asyncio.timeout(_PARTING_TIME):
             await reader.read(MAX_HEAD)
-    writer.close()
+    except (OSError, TimeoutError):
+        pass  # it has left, or says nothing
+    finally:
+        writer.close()
 
 
 class _Connection:

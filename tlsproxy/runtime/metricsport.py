@@ -20,6 +20,7 @@ from tlsproxy.runtime.sockets import ListenError, bind_entry
 from tlsproxy.settings import Settings
 
 MAX_CLIENTS: Final = 16
+_MOST_CONNECTIONS: Final = 64  # with those that are being told that there are too many
 
 _PUBLIC: Final = frozenset({("metrics",), ("healthz",), ("readyz",)})
 _NOT_HERE: Final = "there is nothing but /metrics, /healthz and /readyz on this port"
@@ -130,6 +131,9 @@ class MetricsPort:
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) < MAX_CLIENTS:
             serving = adminhttp.serve(reader, writer, self.answer, is_public=True)
+        elif len(self._clients) >= _MOST_CONNECTIONS:
+            writer.transport.abort()  # a flood: the supervisor needs its descriptors for the children
+            return
         else:
             serving = adminhttp.turn_away(reader, writer, 503, _FULL)
         client = asyncio.create_task(serving)

@@ -61,7 +61,8 @@ class Configured:
 class Scraper:
     """See the module's text. `generations` are those that live, the one that serves first; `started` is Unix time.
 
-    Mutable: `_rows` (of certificates, as last told), `_asking` and `_ask_at`; `_cpu` (seconds counted, by pid).
+    Mutable: `_rows` (of certificates, as last told), `_asking` and `_ask_at`; `_cpu` (seconds counted, by pid);
+    `_writing` (who may).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Scraper:
         self._asking: asyncio.Task[None] | None = None
         self._ask_at = 0.0
         self._cpu: dict[int, float] = {}
+        self._writing = asyncio.Lock()  # one page at a time: with 200 000 series it is four seconds, and 200 MB
 
     async def page(self, accept: str = "") -> Page:
         """Return what a scraper gets; `accept` is its header."""
@@ -88,12 +90,13 @@ class Scraper:
         gauges = [
             *self._process_gauges(generations),
             *_connection_gauges(self._collector.told.values()),
-            *_backend_gauges(self._told_by(generations[0].worker_pids())),
+            *_backend_gauges(self._told_by(generations[0].worker_pids()), self._collector.told.values()),
             *_certificate_gauges(self._rows, configured.certificates),
             *self._own_gauges(generations, configured),
         ]
-        totals = dict(self._collector.totals)
-        return await asyncio.to_thread(render, totals, gauges, configured.sites, accept)
+        async with self._writing:
+            totals = dict(self._collector.totals)
+            return await asyncio.to_thread(render, totals, gauges, configured.sites, accept)
 
     async def certificates(self) -> Sequence[Mapping[str, Any]]:
         """Return the rows of `admin certs list`, some seconds old at most."""
@@ -174,18 +177,22 @@ def _connection_gauges(told: Iterable[Told]) -> Iterator[Sample]:
     yield Sample(families.WAITING, (), sum(each.values.get("requests_waiting", 0) for each in seen))
 
 
-def _backend_gauges(told: Sequence[Told]) -> Iterator[Sample]:
-    """A backend is up if a worker sees it so: what one alone has met with may be its own."""
+def _backend_gauges(serving: Iterable[Told], everybody: Iterable[Told]) -> Iterator[Sample]:
+    """A backend is up if a worker that serves sees it so: what one alone has met with may be its own.
+
+    Those that drain have requests under way too.
+    """
     up: dict[tuple[str, str], bool] = {}
+    for backend in (backend for each in serving for backend in each.backends):
+        for route in backend.get("routes", ()):
+            place = str(route).partition(" ")[0], str(backend.get("url", ""))
+            up[place] = up.get(place, False) or backend.get("state") not in _DOWN
     active: Counter[str] = Counter()
     idle: Counter[str] = Counter()
-    for backend in (backend for each in told for backend in each.backends):
+    for backend in (backend for each in everybody for backend in each.backends):
         url = str(backend.get("url", ""))
         active[url] += int(backend.get("active", 0))
         idle[url] += int(backend.get("idle", 0))
-        for route in backend.get("routes", ()):
-            place = str(route).partition(" ")[0], url
-            up[place] = up.get(place, False) or backend.get("state") not in _DOWN
     yield from (Sample(families.BACKEND_UP, place, is_up) for place, is_up in up.items())
     yield from (Sample(families.BACKEND_ACTIVE, (url,), count) for url, count in active.items())
     yield from (Sample(families.BACKEND_IDLE, (url,), count) for url, count in idle.items())
