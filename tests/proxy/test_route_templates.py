@@ -226,8 +226,11 @@ class TestFromTheDocument:
         upstream = backend.accept()
         upstream.until(b"\r\n\r\n")
         client.close()
+        asked = source(stage)
         stage.begin_drain().result(5)
         assert upstream.has_ended()
+        stage.wait(lambda: asked._task is None)
+        assert asked._due == float("inf")  # nor is it asked again
 
 
 class TestWithoutAnAnswer:

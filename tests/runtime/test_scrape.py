@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from tests.runtime.test_generation import _generation, _spec
 from tlsproxy.runtime import families, scrape
-from tlsproxy.runtime.exposition import Sample
+from tlsproxy.runtime.exposition import Page, Sample
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.metrics import Collector, Told
 from tlsproxy.runtime.procfs import cpu_seconds, open_descriptors, resident_memory
@@ -142,6 +143,28 @@ def test_without_children_the_rest_is_told() -> None:
     assert "tlsproxy_generation 3.0" in page
     assert "tlsproxy_workers 0.0" in page
     assert "acme/1.test" not in page
+
+
+def test_one_page_is_written_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many strangers ask: each takes seconds of CPU if there are many series."""
+    begun, together, overlaps = threading.Lock(), threading.Event(), []
+    write = scrape.render
+
+    def slow_render(*given: Any) -> Page:
+        overlaps.append(not begun.acquire(blocking=False))
+        together.wait(0.05)  # time for another one to begin, if it could
+        begun.release()
+        return write(*given)
+
+    async def scene() -> None:
+        scraper = Scraper(Collector(), lambda: [generation], lambda: Configured((), frozenset(), 1), 0.0)
+        await asyncio.gather(*(scraper.page() for _ in range(3)))
+        scraper.close()
+
+    generation = Generation(3, _spec("serve"), [])
+    monkeypatch.setattr(scrape, "render", slow_render)
+    asyncio.run(scene())
+    assert overlaps == [False] * 3
 
 
 def test_what_the_kernel_knows_of_a_process() -> None:

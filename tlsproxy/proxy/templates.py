@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _APART: Final = 300.0  # seconds between two questions
 _LONGEST_APART: Final = 3600.0
+_NEVER: Final = float("inf")
 _LOOK_AGAIN: Final = 10.0  # seconds after an answer of something else
 _TIMEOUT: Final = 5.0
 _MOST_BYTES: Final = 2 * 1024 * 1024
@@ -73,7 +74,7 @@ class TemplateSource:
 
     def close(self) -> None:
         """The worker leaves."""
-        self._due = float("inf")
+        self._due = _NEVER
         if self._task is not None:
             self._task.cancel()
 
@@ -100,7 +101,8 @@ class TemplateSource:
             self._apart = min(self._apart * 2, _LONGEST_APART)
             logger.debug("templates.failed", extra={"backend": backend.url, "why": str(error) or type(error).__name__})
         finally:
-            self._due = time.monotonic() + self._apart
+            if self._due != _NEVER:
+                self._due = time.monotonic() + self._apart
             self._task = None
 
     def _targets(self) -> list[bytes]:
