@@ -1,4 +1,5 @@
-"""A reload while a client waits in its handshake for a certificate: who leaves finishes, who stays takes over."""
+"""A reload or an upgrade while a client waits in its handshake for a certificate: who leaves finishes, who stays takes
+over."""
 
 from __future__ import annotations
 
@@ -21,8 +22,16 @@ ASK = '[on_demand]\nask = "/may-have-certificate"'
 pytestmark = pytest.mark.system
 
 
+CHANGES = {
+    "reload": (signal.SIGHUP, "proxy.reloaded", "generation.ended"),
+    "upgrade": (signal.SIGUSR2, "proxy.upgraded", "proxy.left"),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
 @pytest.mark.parametrize("held", ["order", "finalize"])
-def test_who_waits_for_a_certificate_gets_it(tmp_path: Path, ports: Ports, app: str, held: str) -> None:
+def test_who_waits_for_a_certificate_gets_it(tmp_path: Path, ports: Ports, app: str, held: str, how: str) -> None:
+    number, done, ended = CHANGES[how]
     sites = on_demand(app, "*.shop.test") + site("a.test", backend=app)
     http, https = f"127.0.0.1:{ports.http}", f"127.0.0.1:{ports.https}"
     with (
@@ -34,10 +43,11 @@ def test_who_waits_for_a_certificate_gets_it(tmp_path: Path, ports: Ports, app: 
         trust, gate = trusting(ca.root), ca.gate(held)
         waiting = pool.submit(greet, proxy, "one.shop.test", trust)
         gate.wait()
-        os.kill(proxy.pid, signal.SIGHUP)
-        proxy.wait_for("proxy.reloaded", generation=2)
+        os.kill(proxy.pid, number)
+        proxy.wait_for(done, generation=2)
         assert not waiting.done()
         gate.open()
         assert waiting.result(PATIENCE)
         proxy.wait_for("generation.ended", generation=1, cut=0)
+        proxy.wait_for(ended)
         assert greet(proxy, "one.shop.test", trust) == waiting.result()
