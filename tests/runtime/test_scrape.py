@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.test_generation import _generation, _spec
 from tlsproxy.runtime import families, scrape
-from tlsproxy.runtime.exposition import Page, Sample
+from tlsproxy.runtime.exposition import Page, Sample, render
 from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.metrics import Collector, Told
 from tlsproxy.runtime.procfs import cpu_seconds, open_descriptors, resident_memory
@@ -147,8 +147,8 @@ def test_without_children_the_rest_is_told() -> None:
 
 def test_one_page_is_written_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many strangers ask: each takes seconds of CPU if there are many series."""
-    begun, together, overlaps = threading.Lock(), threading.Event(), []
-    write = scrape.render
+    begun, together, overlaps = threading.Lock(), threading.Event(), list[bool]()
+    write = render
 
     def slow_render(*given: Any) -> Page:
         overlaps.append(not begun.acquire(blocking=False))
