@@ -56,6 +56,19 @@ class TestRestart:
         assert not line_of(stage).is_watched
         assert [line["status"] for line in stage.log(2)] == [200] * 2
 
+    def test_one_that_took_the_last_place_waits_too(self, stage: Stage) -> None:
+        """And nobody knocks but the one caller."""
+        backend = stage.backend()
+        holding(stage, backend, max_requests=1)
+        backend.refuse()
+        client = ask(stage)
+        stage.wait(lambda: line_of(stage).reason is Reason.HELD)
+        assert stage.call(lambda: stage.front._backends[backend.url].requests) == 1
+        upstream = stage.restart(backend).accept()
+        upstream.message()
+        upstream.send(OK)
+        assert client.message().body == b"ok"
+
     def test_one_caller_knocks_for_all(self, stage: Stage) -> None:
         """And the first in line gets its connection."""
         backend = stage.backend()

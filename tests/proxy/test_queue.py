@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from typing import NoReturn
+
 import pytest
 
 from tests.fakes.backend import OK, Backend
@@ -9,6 +13,10 @@ from tests.fakes.h2c_backend import H2cBackend
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
 from tests.proxy.lines import GET, ONE, line_of, sweep, wait_for
+from tlsproxy.proxy.failures import BackendFailure, OutOfResources
+from tlsproxy.proxy.pool import Backend as PooledBackend
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.proxy.waiting_line import Line
 
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -22,6 +30,53 @@ SWITCHED = (
 
 def limited(stage: Stage, *backends: Backend, most: int = 1, **route: object) -> None:
     stage.serve(*backends, route={"max_requests": most, **route}, server=ONE)
+
+
+class NoDescriptors:
+    """A `dialing.Place` for a process that has none left."""
+
+    async def connect(self, factory: object, timeout: float) -> NoReturn:
+        raise OutOfResources("http://out.test", "Too many open files")
+
+
+class Waiter:
+    """In line; takes others with it when it is sent away, as a connection that ends does with its streams."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.friends: list[Waiter] = []
+        self.heard: list[str] = []
+
+    def take_turn(self) -> bool:
+        return False
+
+    def waited_in_vain(self, failure: BackendFailure) -> None:
+        self.heard.append(type(failure).__name__)
+        for friend in self.friends:
+            self.line.leave(friend)
+
+    def take_over(self, backend: object, connection: object) -> None:
+        raise AssertionError
+
+    def crash(self) -> None:
+        raise AssertionError
+
+
+def test_who_is_sent_away_may_take_others_along() -> None:
+    """The tick, which does so, goes on to the next."""
+    upstream = Upstream([PooledBackend("http://10.0.0.1:80", most_idle=1)], "random", 1)
+    line = Line("/", upstream, is_limited=True)
+    waiters = [Waiter(line) for _ in range(3)]
+
+    async def wait_in_vain() -> None:
+        for waiter in waiters:
+            assert line.join(waiter, {}) is None
+        waiters[0].friends = [waiters[1]]
+        line.sweep(time.monotonic() + 60)
+
+    asyncio.run(wait_in_vain())
+    assert [waiter.heard for waiter in waiters] == [["QueueTimedOut"], [], ["QueueTimedOut"]]
+    assert len(line) == 0
 
 
 def ask(stage: Stage, target: bytes) -> Peer:
@@ -160,6 +215,27 @@ class TestPlaces:
         assert upstream.message().target == b"/2"
         upstream.send(OK)
         assert [client.message().body for client in (first, second)] == [b"ok"] * 2
+
+    def test_of_the_only_backend_that_refused(self, stage: Stage) -> None:
+        """It was this request that took the last place: it does not wait for itself."""
+        backend = stage.backend()
+        limited(stage, backend)
+        backend.refuse()
+        assert ask(stage, b"/1").message().status == 502
+        stage.wait_for_pool(backend.url, "0 active")
+        assert stage.call(lambda: stage.front._backends[backend.url].requests) == 1
+
+    def test_where_no_descriptor_is_left_it_hears_so(self, stage: Stage) -> None:
+        """Though another one is busy: its turn would come at once, again and again."""
+        good, out_of_reach = stage.backend(), stage.backend()
+        limited(stage, good, out_of_reach, balance="round_robin")
+        stage.call(lambda: setattr(stage.front._backends[out_of_reach.url], "_place", NoDescriptors()))
+        clients = [ask(stage, b"/1"), ask(stage, b"/2")]
+        upstream = good.accept()
+        upstream.message()
+        stage.wait(lambda: stage.front._services.requests == 1)
+        upstream.send(OK)
+        assert sorted(client.message().status for client in clients) == [200, 503]
 
     def test_a_websocket_has_one_while_it_is_open(self, stage: Stage) -> None:
         backend = stage.backend()

@@ -149,7 +149,7 @@ class Dispatch(Record):
         if backend is not None:
             self._ask(route, backend)
             return True
-        if upstream.is_busy:
+        if upstream.is_busy():
             return False
         if route.line.hold:
             route.line.hold_on()
@@ -192,11 +192,11 @@ class Dispatch(Record):
 
     def _find_nobody(self, route: Route, failure: failures.BackendFailure) -> None:
         """Wait for a backend that has too much to do, or is about to come back; else give up."""
-        line = route.line
-        if not (route.upstream.is_busy or (line.hold and failure.nobody_listens)):
+        line, is_busy = route.line, failure.may_wait and route.upstream.is_busy(self.backend)
+        if not (is_busy or (line.hold and failure.nobody_listens)):
             self._give_up(failure)
             return
-        if not route.upstream.is_busy:
+        if not is_busy:
             line.hold_on()
         self._leave_backend()
         self._wait(line)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 class BackendFailure(Exception):
     """The backend could not answer. `status` is for the client; `counts` says if it speaks against the backend.
 
-    `nobody_listens`: not now; a server that is just being started anew will soon.
+    `nobody_listens`: not now; a server that is just being started anew will soon. `may_wait`: for another backend that
+    is busy.
     """
 
     status: ClassVar[int] = 502
     detail: ClassVar[str] = "The application behind this server could not be reached."
     counts: ClassVar[bool] = True
     nobody_listens: ClassVar[bool] = False
+    may_wait: ClassVar[bool] = True
     retry_after: int = 5  # seconds, for a 503 (RFC 9110 10.2.3)
 
     def __init__(self, backend: str, why: str) -> None:
@@ -62,6 +64,7 @@ class OutOfResources(ConnectFailed):
     detail = "This server has more to do than it can at the moment."
     counts = False
     nobody_listens = False
+    may_wait = False  # its turn would come at once, and again
 
 
 class ClosedBeforeAnswer(BackendFailure):

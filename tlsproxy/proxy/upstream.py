@@ -67,11 +67,13 @@ class Upstream:
         """Whether it may have one more request."""
         return backend.active < self._most
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether some backend would take a request if it had fewer of them: to wait for that makes sense."""
+    def is_busy(self, own: Backend | None = None) -> bool:
+        """Whether some backend would take a request if it had fewer of them: to wait for that makes sense.
+
+        `own` counts the request that asks, which does not wait for itself.
+        """
         return self.limit > 0 and any(
-            backend.may_be_asked and not backend.is_left_alone and backend.active >= self.limit
+            backend.may_be_asked and not backend.is_left_alone and backend.active - (backend is own) >= self.limit
             for backend in self.backends
         )
 
