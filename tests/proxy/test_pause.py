@@ -142,6 +142,24 @@ def test_then_come_the_limits(stage: Stage) -> None:
     assert [client.message().body for client in clients] == [b"ok"] * 3
 
 
+def test_it_takes_nobody_the_time_to_wait_for_a_place(stage: Stage) -> None:
+    backend = stage.backend()
+    stage.serve(backend, route={"max_requests": 1, "queue_timeout": 10}, server=ONE)
+    clients = [ask(stage)]
+    upstream = backend.accept()
+    upstream.message()
+    clients.append(ask(stage))
+    wait_for(stage, 1)
+    pause(stage)
+    sweep(stage, 11)
+    resume(stage)
+    sweep(stage, 12)
+    assert len(line_of(stage)) == 1
+    for client in clients:
+        upstream.send(OK)
+        assert client.message().body == b"ok"
+
+
 @pytest.mark.parametrize("restarted", [True, False])
 def test_a_pause_and_a_hold_one_after_the_other(stage: Stage, restarted: bool) -> None:
     """As in a migration: pause, stop the application, start it anew, resume."""

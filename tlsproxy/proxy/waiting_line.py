@@ -150,8 +150,12 @@ class Line:
         self.is_watched = True
 
     def resume(self) -> None:
+        """Let go on; what there was to wait for before the pause has its whole time again."""
         if self._paused_until:
             self._paused_until = 0.0
+            for deadlines in self._waiting.values():
+                deadlines.pop(Reason.BUSY, None)
+                deadlines.pop(Reason.HELD, None)
             self.call()
             self._settle()
 
@@ -161,7 +165,7 @@ class Line:
             self.resume()
         reason = self.reason
         for waiter in tuple(self._waiting):
-            if self._see_deadline(waiter, now) <= now:
+            if waiter in self._waiting and self._see_deadline(waiter, now) <= now:  # one may take others along
                 self.leave(waiter)
                 waiter.waited_in_vain(self._in_vain(reason, now))
         self.call()  # a backend may have come back without a word to us
