@@ -12,6 +12,13 @@ from tlsproxy.runtime.messages import BackendPlan
 ROUTE = f"{SITE} /"
 
 
+class Closing:
+    is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
 def ask(stage: Stage, target: bytes = b"/") -> Peer:
     client = stage.connect()
     client.send(GET % target)
@@ -119,6 +126,21 @@ class TestSwapped:
         stage.wait_for_pool(old.url, "1 idle")
         apply(stage, BackendPlan(swapped={ROUTE: (new.url,)}))
         assert upstream.has_ended()
+
+    def test_the_old_ones_are_forgotten_when_all_is_closed(self, stage: Stage) -> None:
+        """What is being closed has its end from the tick of its backend."""
+        configured, old, new = stage.backend(), stage.backend(), stage.backend()
+        stage.serve(configured)
+        apply(stage, BackendPlan(swapped={ROUTE: (old.url,)}))
+        state = stage.front._backends[old.url]
+        closing = Closing()
+        stage.call(lambda: state.closing.append((stage.loop.time(), closing)))
+        apply(stage, BackendPlan(swapped={ROUTE: (new.url,)}))
+        assert stage.front._backends[old.url] is state
+        stage.call(lambda: state.close_idle(stage.loop.time() + 11))
+        assert closing.is_aborted
+        apply(stage, BackendPlan())
+        assert set(stage.front._backends) == {configured.url}
 
     def test_to_another_protocol(self, stage: Stage) -> None:
         old = stage.backend()

@@ -56,11 +56,12 @@ class Orders:
         self._forget()
 
     def _forget(self) -> None:
-        """Let go of backends that only an earlier swap named, and at which nothing is under way."""
+        """Let go of backends that only an earlier swap named, and at which nothing is under way or being closed."""
         upstreams = [*self._configured.values(), *(route.upstream for route in self._routes())]
         used = {backend.url for upstream in upstreams for backend in upstream.backends}
-        for url in [url for url, backend in self._backends.items() if url not in used and not backend.active]:
-            self._backends.pop(url).close()
+        for url, backend in list(self._backends.items()):
+            if url not in used and not backend.active and not backend.closing:
+                self._backends.pop(url).close()
 
     def _routes(self) -> list[Route]:
         return [forward.route for site in self._sites for forward in site.forwards]
