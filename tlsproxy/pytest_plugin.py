@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ _CONFIG = """\
 [listen]
 https = ["127.0.0.1:0"]
 http = []
+http2 = {http2}
 [server]
 workers = 1
 drain = "1s"
@@ -58,7 +60,8 @@ format = "json"
 [[sites]]
 hosts = {hosts}
 certificate = "internal"
-backends = [{backend}]
+[[sites.routes]]
+{route}
 """
 
 
@@ -72,12 +75,26 @@ class HttpsServer:
     `url` is where it is ("https://localhost:40123"), `ca` the file (PEM) of the CA that has certified it.
     """
 
-    def __init__(self, app: Any, folder: Path, hosts: Sequence[str] = HOSTS) -> None:
-        """`app` is an ASGI application, or where it is ("package.module:app"). `folder` keeps the CA."""
+    def __init__(
+        self,
+        app: Any,
+        folder: Path,
+        hosts: Sequence[str] = HOSTS,
+        http2: bool = True,
+        route: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`app` is an ASGI application, or where it is ("package.module:app"). `folder` keeps the CA.
+
+        `route` has further keys of `[[sites.routes]]`.
+        """
         self._stack = contextlib.ExitStack()
+        own = Path(tempfile.mkdtemp(dir=folder))
+        self._log = own / "proxy.log"
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(_running(app))
-            self.port = stack.enter_context(_proxy(backend, folder, hosts))
+            keys = {"path": "/", "backends": [f"http://127.0.0.1:{backend}"], **(route or {})}
+            _write_config(own, store=f"file://{folder}/store", hosts=list(hosts), http2=http2, route=keys)
+            self.port = stack.enter_context(_proxy(own / "tlsproxy.toml", self._log))
             self.ca = str(_write_root(folder))
             self._stack = stack.pop_all()
         self.host = hosts[0]
@@ -91,6 +108,11 @@ class HttpsServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def log(self) -> str:
+        """What the proxy has logged so far, JSON lines; until the fixture ends."""
+        return self._log.read_text(errors="replace")
 
     def close(self) -> None:
         """End the proxy, then the application. May be called twice."""
@@ -108,8 +130,8 @@ def https_servers() -> Iterator[Callable[..., HttpsServer]]:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
-        def serve(app: Any, *, hosts: Sequence[str] = HOSTS) -> HttpsServer:
-            return stack.enter_context(HttpsServer(app, folder, hosts))
+        def serve(app: Any, *, hosts: Sequence[str] = HOSTS, http2: bool = True, **route: Any) -> HttpsServer:
+            return stack.enter_context(HttpsServer(app, folder, hosts, http2, route))
 
         yield serve
 
@@ -139,18 +161,25 @@ def _running(app: Any) -> Iterator[int]:
     except ImportError as error:
         raise HttpsServerFailed(_NO_UVICORN) from error
     # Its own configuration of logging writes to the terminal behind pytest's back; without it caplog has the lines.
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, forwarded_allow_ips="127.0.0.1"))
+    patience = int(STOP_TIME / 2)  # then uvicorn cancels what still runs, as streams without end
+    config = uvicorn.Config(app, log_config=None, forwarded_allow_ips="127.0.0.1", timeout_graceful_shutdown=patience)
+    server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         trouble: list[BaseException] = []
         thread = threading.Thread(target=_run, args=(server, listener, trouble), name="https_server", daemon=True)
-        thread.start()
         try:
-            _wait_for(server, thread, trouble)
+            with _errors_of(thread) as errors:
+                thread.start()
+                _wait_for(server, thread, trouble, errors)
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
             thread.join(STOP_TIME)
+    if thread.is_alive():
+        raise HttpsServerFailed(
+            f"the application did not stop within {STOP_TIME:.0f} s: something in it blocks its loop"
+        )
 
 
 def _run(server: uvicorn.Server, listener: socket.socket, trouble: list[BaseException]) -> None:
@@ -160,24 +189,64 @@ def _run(server: uvicorn.Server, listener: socket.socket, trouble: list[BaseExce
         trouble.append(error)
 
 
-def _wait_for(server: uvicorn.Server, thread: threading.Thread, trouble: Sequence[BaseException]) -> None:
+class _Errors(logging.Handler):
+    def __init__(self, thread: threading.Thread) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+        self._thread = thread
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread.ident:
+            self.lines.append(self.format(record))
+
+
+@contextlib.contextmanager
+def _errors_of(thread: threading.Thread) -> Iterator[list[str]]:
+    """Collect what uvicorn logs as an error in this thread: the only place where it tells why a start failed."""
+    handler = _Errors(thread)
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def _wait_for(
+    server: uvicorn.Server, thread: threading.Thread, trouble: Sequence[BaseException], errors: Sequence[str]
+) -> None:
     deadline = time.monotonic() + START_TIME
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:
-            why = f": {trouble[0]!r}" if trouble and not isinstance(trouble[0], SystemExit) else ""
-            raise HttpsServerFailed(f"the application did not start{why}; what it logged says more")
+            why = repr(trouble[0]) if trouble and not isinstance(trouble[0], SystemExit) else _last_line(errors)
+            raise HttpsServerFailed(f"the application did not start: {why}")
         time.sleep(0.01)
+
+
+def _last_line(errors: Sequence[str]) -> str:
+    """Return the exception itself: the end of the traceback that uvicorn logs first, or its one line."""
+    return errors[0].strip().rpartition("\n")[2] if errors else f"it said nothing for {START_TIME:.0f} s"
 
 
 # --- the proxy --------------------------------------------------------------------------------------------------------
 
 
+def _write_config(folder: Path, *, route: Mapping[str, Any], **values: Any) -> None:
+    lines = "\n".join(f"{key} = {_toml(value)}" for key, value in route.items())
+    text = _CONFIG.format(route=lines, **{name: _toml(value) for name, value in values.items()})
+    (folder / "tlsproxy.toml").write_text(text, encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """JSON is TOML but for tables, as in health = { path = "/" }."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
+
+
 @contextlib.contextmanager
-def _proxy(backend: int, folder: Path, hosts: Sequence[str]) -> Iterator[int]:
-    """Run the proxy before the application on this port; yield its own."""
-    config, log = folder / f"{backend}.toml", folder / f"{backend}.log"
-    values = {"store": f"file://{folder}/store", "hosts": list(hosts), "backend": f"http://127.0.0.1:{backend}"}
-    config.write_text(_CONFIG.format(**{name: json.dumps(value) for name, value in values.items()}))
+def _proxy(config: Path, log: Path) -> Iterator[int]:
+    """Run the proxy with this configuration; yield its port."""
     command = [sys.executable, "-P", "-m", "tlsproxy", "run", "--config", str(config)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TLSPROXY_")}
     with log.open("wb") as output:
@@ -187,7 +256,7 @@ def _proxy(backend: int, folder: Path, hosts: Sequence[str]) -> Iterator[int]:
             stdout=output,
             stderr=output,
             env=environment,
-            cwd=folder,
+            cwd=config.parent,
             start_new_session=True,  # Ctrl-C is pytest's to answer
         )
     try:
