@@ -204,12 +204,12 @@ class _Errors(logging.Handler):
 def _errors_of(thread: threading.Thread) -> Iterator[list[str]]:
     """Collect what uvicorn logs as an error in this thread: the only place where it tells why a start failed."""
     handler = _Errors(thread)
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(handler)
+    servers = logging.getLogger("uvicorn.error")
+    servers.addHandler(handler)
     try:
         yield handler.lines
     finally:
-        logger.removeHandler(handler)
+        servers.removeHandler(handler)
 
 
 def _wait_for(
