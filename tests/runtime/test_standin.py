@@ -124,3 +124,20 @@ def test_it_is_small(start: Callable[[], StandIn]) -> None:
     status = Path(f"/proc/{stand_in.process.pid}/status").read_text()
     anonymous = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
     assert anonymous < 8 * 1024
+
+
+def test_it_does_not_stay_for_strangers() -> None:
+    """Its supervisor ended and was reaped by another one; as PID 1 there may be other processes for ever."""
+    code = """
+import os, subprocess, sys
+from tlsproxy.runtime import standin
+stranger = subprocess.Popen(["sleep", "60"])
+gone = subprocess.Popen(["true"])
+gone.wait()
+ours, theirs = os.pipe()
+code = standin.main([str(gone.pid), str(ours)])
+assert stranger.poll() is None
+stranger.kill()
+sys.exit(code + 10)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 11

@@ -119,6 +119,11 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def children(proxy: Proxy) -> list[str]:
+    """Dead ones too, until they are reaped."""
+    return Path(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read_text().split()
+
+
 def environ_of(pid: int) -> set[str]:
     return set(Path(f"/proc/{pid}/environ").read_text().split("\0"))
 
@@ -254,6 +259,10 @@ def test_what_is_installed_now_is_started(tmp_path: Path, trust: ssl.SSLContext,
 
 
 BROKEN = {
+    "leaves an orphan": (
+        "#!/bin/sh\n(sleep 1; exit 0) </dev/null >/dev/null 2>&1 &\nexit 7\n",
+        "the new version ended with exit status 7 before it said a word",
+    ),
     "exits": ("#!/bin/sh\nexit 7\n", "the new version ended with exit status 7 before it said a word"),
     "hangs": ("#!/bin/sh\nexec sleep 60\n", "the new version had said nothing after 4 s"),
     "is no program": ("nothing\n", "the new version cannot be started"),
@@ -278,6 +287,7 @@ def test_a_broken_version_changes_nothing(
         assert len(said.err.strip().splitlines()) == 1
         assert proxy.workers() == workers
         until(lambda: descriptors(proxy.pid) <= open_files, "nothing more is open than before")
+        until(lambda: proxy.workers() == workers and len(children(proxy)) == 2, "no orphan is ours")
         assert ask(proxy) == "hello"
         assert status(proxy)["generation"] == 1
         install(script, SCRIPT.format(version="2.0"))

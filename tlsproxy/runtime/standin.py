@@ -34,12 +34,25 @@ def main(argv: Sequence[str]) -> int:
         code, supervisor = reap(supervisor, line)
         if code is not None:
             return code
+        if not lives(supervisor) and newest(supervisor, line) == supervisor:
+            return 1  # it ended as the child of a supervisor that still drains; other orphans are no proxy
         # A sweep every few seconds beside SIGCHLD: an orphan that ended before it was ours came with its own signal.
         caught = signal.sigtimedwait(FETCHED, 5.0)
         supervisor = newest(supervisor, line)
         if caught and caught.si_signo in HANDED_ON and caught.si_code != _SI_KERNEL:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(supervisor, caught.si_signo)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process; one of ours that nobody has reaped yet counts."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def newest(supervisor: int, line: int) -> int:

@@ -238,6 +238,7 @@ class Supervisor:
         if self.upgrades.line is not None:
             asyncio.get_running_loop().remove_reader(self.upgrades.line)
         self._estate.let_go()  # before anybody is told: who asks then asks the other one
+        self.upgrades.take_signals(self._estate, self._on_reopen)  # at once: later is too late for what comes meanwhile
         self.upgrades.announce(self._notifier, hang_up=self._reloads.cease())
         self._stop.set()
         return result
@@ -342,7 +343,7 @@ class Supervisor:
     def _on_child(self) -> None:
         self._generations.poll()
         self.upgrades.poll()
-        if os.getpid() == 1:
+        if self.upgrades.has_strangers:
             host.reap_strangers(self._generations.pids() | self.upgrades.pids())
 
     async def _is_answering(self, limit: float) -> bool:

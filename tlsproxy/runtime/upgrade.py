@@ -54,6 +54,7 @@ class Upgrades:
         """`command` is by default the one that this process was started with."""
         self._command = list(command or this_command())
         self._service = inheritance.service
+        self.has_strangers = os.getpid() == 1  # orphans become our children, or did once: they are ours to reap
         self._successor: Successor | None = None
         self._heir = 0
         self._order = Drain()
@@ -129,7 +130,6 @@ class Upgrades:
         if self._successor is None:
             return
         logger.info("proxy.leaving", extra={"proxy": self._heir})
-        self._install_signals(estate, reopen)
         orders = asyncio.create_task(self._successor.orders(reopen, estate.hasten))
         counting = asyncio.create_task(_count(estate, self._successor))
         try:
@@ -175,7 +175,8 @@ class Upgrades:
         tell("ready", "all its workers are ready")
         return self._successor, prepared
 
-    def _install_signals(self, estate: Estate, reopen: Callable[[], None]) -> None:
+    def take_signals(self, estate: Estate, reopen: Callable[[], None]) -> None:
+        """From now on they are for who is the proxy, or mean that we are to be quick."""
         loop = asyncio.get_running_loop()
         for number in standin.HANDED_ON:
             loop.add_signal_handler(number, self._on_signal, number, estate, reopen)
@@ -195,7 +196,8 @@ class Upgrades:
         if os.getpid() != 1 and self._service.notify:
             return
         # The supervisor's supervisors become our children when their parents end (prctl(2)); it survives the exec.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.has_strangers = True
+        _be_subreaper(True)
         self._end_of_line, self._line = socket.socketpair()
         self._end_of_line.setblocking(False)
 
@@ -207,6 +209,7 @@ class Upgrades:
             self._end_of_line.close()
             self._line.close()
             self._end_of_line = self._line = None
+            _be_subreaper(False)  # orphans to come are nobody's here
 
 
 def _read_patience(options: Mapping[str, str]) -> float:
@@ -227,6 +230,10 @@ async def _count(estate: Estate, successor: Successor) -> None:
         await asyncio.sleep(COUNT_INTERVAL)
         await asyncio.gather(*(each.refresh_stats(STATS_LIMIT) for each in estate.generations))
         successor.tell(estate.collector.rest())
+
+
+def _be_subreaper(wanted: bool) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def _descriptors(handed: Handover) -> list[int]:
