@@ -94,3 +94,13 @@ def test_without_a_proxy_there_is_nothing_to_ask(capsys: Output) -> None:
     for command in (["backends", "list"], ["backends", "drain", URL], ["sites", "list"], ["sites", "pause", "a"]):
         assert cli.main(["admin", *command]) == 3
         assert "no proxy is running" in capsys.readouterr().err
+
+
+def test_a_word_that_has_no_meaning_is_a_mistake_of_the_one_who_asks(capsys: Output) -> None:
+    """Scripts tell it from a proxy that could not: exit code 2, not 1."""
+    refused = {"POST /sites/a.test/pause": Answer(400, {"error": '"3x" is not a duration'})}
+    with answering(SOCKET, refused):
+        assert cli.main(["admin", "sites", "pause", "a.test", "--for", "3x"]) == 2
+    assert '"3x" is not a duration' in capsys.readouterr().err
+    with answering(SOCKET, {"POST /sites/a.test/pause": Answer(503, {"error": "not now"})}):
+        assert cli.main(["admin", "sites", "pause", "a.test"]) == 1

@@ -301,6 +301,7 @@ def test_status_in_words_and_as_json(capsys: Output) -> None:
         "draining": [{"generation": 1, "workers": [3, 4], "seconds_left": 500.0}],
         "certifier": {"pid": None, "state": "restarting"},
         "sites": 2,
+        "paused": ["a.test"],
         "certificates": None,
         "backends": {"up": 2, "down": 1},
         "listeners": ["https :443", "http :80"],
@@ -315,6 +316,7 @@ def test_status_in_words_and_as_json(capsys: Output) -> None:
     assert "listeners     https :443\n              http :80\n" in said
     assert "workers       pid 8, 5 connections, 60 requests\n              pid 9, does not answer\n" in said
     assert "ready         no: none of 2 certificates is there yet\n" in said
+    assert "paused        a.test\n" in said
     assert "backends      1 down, 2 up\n" in said
     assert "draining      generation 1, pid 3, 4, for 8 minutes at most\n" in said
     assert said.endswith("certifier     pid -, restarting\ncertificates  not known\n")

@@ -197,6 +197,10 @@ def test_commands_stand_for_themselves() -> None:
     assert staying(worker, Address("http://[::1]:80"), 5) == (
         "gunicorn -k uvicorn.workers.UvicornWorker api:app --bind [::1]:80 --keep-alive 5"
     )
+    deaf = Server("uvicorn", app="api:app", is_deaf=True)
+    assert believing(deaf, Address("http://127.0.0.1:80"), "127.0.0.1") == (
+        "uvicorn api:app --host 127.0.0.1 --port 80 --proxy-headers --forwarded-allow-ips 127.0.0.1"
+    )
     assert "FORWARDED_ALLOW_IPS=10.0.0.2" in believing(Server("nginx"), Address("http://b:1"), "10.0.0.2")
 
 

@@ -90,7 +90,7 @@ def test_status(tmp_path: Path) -> None:
             pids = stage.generation.worker_pids()
             keys = (
                 "version, pid, generation, started, serving, ready, not_ready, workers, draining, certifier, "
-                "sites, certificates, backends, listeners"
+                "sites, paused, certificates, backends, listeners"
             )
             assert ", ".join(status) == keys
             assert (status["version"], status["generation"], status["sites"]) == (__version__, 1, 3)

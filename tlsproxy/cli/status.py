@@ -76,6 +76,7 @@ def _fields(found: Mapping[str, Any], now: datetime) -> list[tuple[str, str]]:
         ("ready", "yes" if found["ready"] else f"no: {'; '.join(found['not_ready'])}"),
         ("listeners", "\n".join(found["listeners"])),
         ("sites", str(found["sites"])),
+        ("paused", ", ".join(found["paused"])),
         ("backends", ", ".join(f"{number} {state}" for state, number in sorted(found["backends"].items())) or "none"),
         ("workers", "\n".join(map(_worker, found["workers"])) or "none at the moment"),
         ("draining", "\n".join(map(_draining, found["draining"]))),

@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -80,6 +81,7 @@ def _show_live(ask: Callable[[], Sample], interval: float, count: int) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    signal.signal(signal.SIGTERM, _interrupt)  # the terminal is to be as it was after that, too
     console = Console()
     before, shown = ask(), 0
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False, transient=True) as live:
@@ -98,6 +100,10 @@ def _show_live(ask: Callable[[], Sample], interval: float, count: int) -> None:
             before = after
             if shown == count > 0:
                 return
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class _Screen:

@@ -34,7 +34,7 @@ def find_server(address: Address, name: str) -> Server:
             continue
         runs_in = started if started == "gunicorn" and real == "uvicorn" else ""
         app = next((word for word in words[1:] if _APP.fullmatch(word)), "")
-        return Server(real, version, app, pid, runs_in)
+        return Server(real, version, app, pid, runs_in, is_deaf="--no-proxy-headers" in words)
     return Server(name)
 
 

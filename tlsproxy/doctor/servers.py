@@ -19,6 +19,7 @@ class Server:
     """Who answers. `name` is of KNOWN, or what the server calls itself, "" if nothing is known.
 
     `app` is what it was started with ("main:app"), `runs_in` is "gunicorn" for uvicorn's workers there.
+    `is_deaf`: it was told to believe no forwarding headers at all.
     """
 
     name: str = ""
@@ -26,6 +27,7 @@ class Server:
     app: str = ""
     pid: int = 0
     runs_in: str = ""
+    is_deaf: bool = False
 
     def __str__(self) -> str:
         named = " ".join(part for part in (self.name, self.version) if part) or "a server that does not say its name"
@@ -73,7 +75,9 @@ def believing(server: Server, address: Address, peer: str) -> str:
                 f"app = wrap_asgi_with_proxy_headers(app, trusted_hosts={trusted})"
             )
         case "uvicorn" | "gunicorn":
-            return f"{starting(server, address)} --forwarded-allow-ips {_allowed(address, peer)}"
+            # The last of two contrary options counts, so this mends the command wherever it is added.
+            heed = " --proxy-headers" if server.is_deaf else ""
+            return f"{starting(server, address)}{heed} --forwarded-allow-ips {_allowed(address, peer)}"
         case _:
             return f"FORWARDED_ALLOW_IPS={_allowed(address, peer)}  # in the environment of uvicorn or gunicorn"
 

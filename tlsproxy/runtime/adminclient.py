@@ -40,6 +40,12 @@ class AdminError(TlsproxyError):
         self.status = status
 
 
+class AdminMistake(AdminError):
+    """What was asked for has no meaning: a wrong word, a value out of its bounds."""
+
+    exit_code: ClassVar[int] = 2
+
+
 @dataclass(frozen=True)
 class Progress:
     """A step of some work; `text` goes on after "host: "."""
@@ -205,4 +211,5 @@ def _checked(status: int, body: Any) -> Any:
     if status < 400:
         return body
     reason = body.get("error") if isinstance(body, dict) else None
-    raise AdminError(str(reason or f"the proxy refused with status {status}"), status)
+    kind = AdminMistake if status == 400 else AdminError
+    raise kind(str(reason or f"the proxy refused with status {status}"), status)

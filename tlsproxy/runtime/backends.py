@@ -152,8 +152,9 @@ class Backends:
         """The site that serves this host. Raises Refusal."""
         site = Names(self.sites).site(host)
         if site is None:
-            known = ", ".join(site.hosts[0] for site in self.sites[:8])
-            raise Refusal(404, f"{host}: no site has this host. There is {known}{' …' * (len(self.sites) > 8)}")
+            hosts = [host for site in self.sites for host in site.hosts]
+            known = ", ".join(hosts[:8]) + " …" * (len(hosts) > 8)
+            raise Refusal(404, f"{host}: no site has this host. There is {known}")
         return site
 
     async def swap(self, route: str, backends: Sequence[str]) -> list[str]:

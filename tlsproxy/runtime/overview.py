@@ -53,13 +53,14 @@ class Sources:
     """Where what is shown comes from, besides the generation that serves.
 
     `draining` are those that come to their end (Generations.describe_draining), `backends` the rows of all workers
-    together, `certificates` those of `admin certs list` (they may be some seconds old).
+    together, `certificates` those of `admin certs list` (they may be some seconds old), `paused` sites by first host.
     """
 
     draining: Callable[[], Rows] = tuple
     backends: Callable[[], Awaitable[Rows]] = _nothing
     certificates: Callable[[], Awaitable[Rows]] = _nothing
     collector: Collector | None = None
+    paused: Callable[[], Sequence[str]] = tuple
 
 
 class Overview:
@@ -92,6 +93,7 @@ class Overview:
             "draining": list(self._sources.draining()),
             "certifier": _certifier_row(generation.certifier_pid(), certifier),
             "sites": identity.sites,
+            "paused": list(self._sources.paused()),
             "certificates": _counts(certifier),
             "backends": dict(Counter(str(row["state"]) for row in backends)),
             "listeners": list(identity.listeners),

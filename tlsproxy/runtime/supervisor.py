@@ -69,6 +69,7 @@ class Supervisor:
         self._started = inheritance.started
         self.upgrades = Upgrades(inheritance)
         self._tasks: list[asyncio.Task[None]] = []
+        self._watchdog: asyncio.Task[None] | None = None
         self._generations = Generations()
         self._backends = Backends(settings, self._living)
         self._backends.adopt(inheritance.plan)
@@ -96,7 +97,11 @@ class Supervisor:
             {"reload": self._reloads.ask, "upgrade": self._reloads.ask_upgrade, "stop": self._stop_for_admin},
             self._operators.act,
             Sources(
-                self._generations.describe_draining, self._backends.rows, self._scraper.certificates, ears.collector
+                self._generations.describe_draining,
+                self._backends.rows,
+                self._scraper.certificates,
+                ears.collector,
+                lambda: sorted(self._backends.plan.paused),
             ),
         )
         self._port = MetricsPort(self._admin.answer)
@@ -198,7 +203,8 @@ class Supervisor:
         self._tasks.append(asyncio.create_task(heartbeat.run()))
         if service.watchdog:
             watch = feed_watchdog(self._notifier, service.watchdog, self._is_answering)
-            self._tasks.append(asyncio.create_task(watch))
+            self._watchdog = asyncio.create_task(watch)
+            self._tasks.append(self._watchdog)
 
     async def _drain(self) -> None:
         """Stop within `server.drain`, or at once when asked a second time. Whatever was cut is said."""
@@ -237,6 +243,8 @@ class Supervisor:
             raise
         if self.upgrades.line is not None:
             asyncio.get_running_loop().remove_reader(self.upgrades.line)
+        if self._watchdog is not None:
+            self._watchdog.cancel()  # systemd watches the other one now
         self._estate.let_go()  # before anybody is told: who asks then asks the other one
         self.upgrades.take_signals(self._estate, self._on_reopen)  # at once: later is too late for what comes meanwhile
         self.upgrades.announce(self._notifier, hang_up=self._reloads.cease())

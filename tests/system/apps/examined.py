@@ -1,4 +1,4 @@
-"""An application for `tlsproxy doctor` to look at: a redirect, a WebSocket, a stream, and a stream that is collected."""
+"""An application for `tlsproxy doctor` to look at: a redirect, a WebSocket, a stream, and a collected one."""
 
 from __future__ import annotations
 
