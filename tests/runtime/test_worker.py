@@ -18,6 +18,7 @@ from tests.proxy.test_tls import alert, first_flight, read_all
 from tlsproxy.proxy.front import Front
 from tlsproxy.runtime.control import ControlChannel, FrameDecoder, control_pair, encode
 from tlsproxy.runtime.messages import (
+    AdoptListeners,
     CertificateRefused,
     CertificatesChanged,
     CertificateWanted,
@@ -27,11 +28,14 @@ from tlsproxy.runtime.messages import (
     Leaving,
     Message,
     Ready,
+    ReleaseListeners,
     ReopenLogs,
+    Serve,
     Start,
     Stats,
     StatsRequest,
 )
+from tlsproxy.runtime.sockets import Slots
 from tlsproxy.runtime.worker import Worker
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
@@ -231,3 +235,36 @@ def test_an_order_that_is_not_for_workers_is_logged(worker: LoneWorker) -> None:
     worker.hang_up()
     _, said = worker.wait()
     assert json.loads(said)["message_type"] == "Ready"
+
+
+def test_orders_about_listeners_that_crossed_its_leave_mean_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The supervisor gives them before it hears of that; the sockets are closed then, and others listen on theirs."""
+
+    async def scene(listener: socket.socket, own: socket.socket) -> list[Message]:
+        ours, theirs = control_pair()
+        supervisor, channel = await ControlChannel.open(ours), await ControlChannel.open(theirs)
+        settings = Settings.model_validate(SETTINGS)
+        front = Front(settings, store=open_store("memory:"), ticket_secret=b"s" * 32, loop=asyncio.get_running_loop())
+        front.start([("http", own)])
+        slots: Slots = {1: [("http", listener)]}
+        living = asyncio.create_task(Worker(channel, front, slots, slot=0, drain=5).serve())
+        supervisor.send(AdoptListeners((1,)))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HT")  # a request that is under way keeps the worker for the time of the drain
+        while not front.stats()["connections"]:
+            await asyncio.sleep(0.01)
+        for order in (Drain(0.5), ReleaseListeners((1,)), Serve(), AdoptListeners((2,)), StatsRequest()):
+            supervisor.send(order)
+        await living
+        writer.close()
+        channel.close()
+        heard = [message async for message in supervisor]
+        supervisor.close()
+        await asyncio.gather(supervisor.wait_closed(), channel.wait_closed(), return_exceptions=True)
+        assert await reader.read() == b""
+        return heard
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_server(("127.0.0.1", 0)) as own:
+        heard = asyncio.run(scene(listener, own))
+    assert [type(message) for message in heard] == [Ready, Leaving, Stats, Stats, Drained]
+    assert [record.message for record in caplog.records if record.message.startswith("worker.")] == []

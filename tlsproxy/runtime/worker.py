@@ -135,7 +135,8 @@ def _spare_the_collector() -> None:
 class Worker:
     """A worker that is set up: obeys the supervisor until it is time to leave."""
 
-    # Mutable: _others, which loses the slots that the Front has adopted; _probing (a task for each open Probe).
+    # Mutable: _others, which loses the slots that the Front has adopted; _is_leaving; _probing (a task for each open
+    # Probe).
 
     def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, slot: int, drain: float) -> None:
         """`others` are inherited sockets of other slots, and those of its own that nobody listens on yet.
@@ -147,6 +148,7 @@ class Worker:
         self._front = front
         self._others = others
         self._drain_time = drain
+        self._is_leaving = False
         self._probing: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -193,6 +195,8 @@ class Worker:
                     logger.error("certificate.refused", extra={"error": problem})
             case CertificateRefused(host=host, reason=reason, until=seconds):
                 self._front.certificate_refused(host, reason, seconds)
+            case AdoptListeners() | ReleaseListeners() | Serve() if self._is_leaving:
+                pass  # given before it was heard that we leave; our sockets are closed, and others listen
             case AdoptListeners(slots=slots):
                 self._adopt(slots)
             case ReleaseListeners(slots=slots):
@@ -220,6 +224,8 @@ class Worker:
         self._channel.send(Probed(order.id, await self._front.probe(order.route, order.backends)))
 
     async def _drain(self, order: Drain) -> None:
+        self._is_leaving = True
+        self._is_leaving = True
         self._channel.send(Leaving())
         for _, sock in chain.from_iterable(self._others.values()):
             sock.close()
