@@ -225,7 +225,6 @@ class Worker:
 
     async def _drain(self, order: Drain) -> None:
         self._is_leaving = True
-        self._is_leaving = True
         self._channel.send(Leaving())
         for _, sock in chain.from_iterable(self._others.values()):
             sock.close()
