@@ -108,6 +108,7 @@ def test_it_makes_internal_certificates_then_is_ready_then_drains(certifier: Cer
     certifier.say(StatsRequest())
     assert isinstance(certifier.hear(), Stats)
     certifier.say(Drain(5.0))
+    assert isinstance(certifier.hear(), Stats)  # what was counted since
     assert [certifier.hear(), certifier.hear(), certifier.end()] == [Drained(), None, 0]
     assert "PRIVATE" not in certifier.log.read_text()
 

@@ -100,9 +100,9 @@ class Load:
         while not self._over.is_set():
             began = time.monotonic()
             client.request("GET", self._path, headers={} if keep_alive else {"Connection": "close"})
-            response = client.getresponse()
-            closing = response.will_close
-            body = response.read()
+            with contextlib.closing(client.getresponse()) as response:  # also if it is cut: it holds the socket
+                closing = response.will_close
+                body = response.read()
             with self._lock:
                 self.slowest = max(self.slowest, time.monotonic() - began)
                 if response.status == 200:

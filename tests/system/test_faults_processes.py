@@ -48,6 +48,7 @@ def site(tmp_path: Path, authority: trustme.CA, slow_app: str) -> str:
         hosts = ["localhost"]
         certificate = {write_pair(tmp_path, authority, "localhost")}
         backends = ["{slow_app}"]
+        templates = false  # asking for them takes a descriptor for a moment, and here all are counted
     """
 
 
