@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.system.attacked import site_of
 from tests.system.conftest import StartProxy
 from tests.system.pressure import Application, Load, cpu_seconds, descriptors, is_gone, resident
 from tests.system.running import Proxy, running_proxy, until, write_pair
@@ -39,12 +40,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def site(tmp_path: Path, authority: trustme.CA, app: str) -> str:
-    return f"""
-        [[sites]]
-        hosts = ["localhost"]
-        certificate = {write_pair(tmp_path, authority, "localhost")}
-        backends = ["{app}"]
-    """
+    return site_of(write_pair(tmp_path, authority, "localhost"), app)
 
 
 def child(proxy: Proxy, role: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.system.attacked import site_of
 from tests.system.conftest import StartProxy
 from tests.system.pressure import Load, client_ports, is_gone
 from tests.system.running import until, write_pair
@@ -21,12 +22,7 @@ LONG = 60.0  # seconds: it has twenty to answer in
 
 @pytest.fixture
 def site(tmp_path: Path, authority: trustme.CA, app: str) -> str:
-    return f"""
-        [[sites]]
-        hosts = ["localhost"]
-        certificate = {write_pair(tmp_path, authority, "localhost")}
-        backends = ["{app}"]
-    """
+    return site_of(write_pair(tmp_path, authority, "localhost"), app)
 
 
 def test_a_stopped_worker_is_set_aside_then_replaced(start_proxy: StartProxy, site: str) -> None:
