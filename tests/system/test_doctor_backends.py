@@ -5,6 +5,7 @@ All of them run at once, and one run of the command looks at them all: each case
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.running import ROOT, Server, free_port
+from tests.system.running import ROOT, Server, free_port, until
 
 pytestmark = pytest.mark.system
 
@@ -96,12 +97,22 @@ def addresses(folder: Path) -> Iterator[dict[str, str]]:
     def start(name: str) -> Server:
         (program, *options), environment = SERVERS[name]
         command = (str(Path(sys.executable).with_name(program)), *options, *_bind(name, found[name]))
-        return Server(command, found[name], folder / f"{name}.log", environment)
+        server = Server(command, found[name], folder / f"{name}.log", environment)
+        until(lambda: _answers(found[name]), f"{name} answers")  # hypercorn listens long before
+        return server
 
     with ExitStack() as stack, ThreadPoolExecutor(len(SERVERS)) as pool:
         for starting in [pool.submit(start, name) for name in SERVERS]:
             stack.callback(_stop, starting)
         yield found
+
+
+def _answers(address: str) -> bool:
+    path = address.removeprefix("unix:")
+    transport = httpx.HTTPTransport(uds=path if path != address else None)
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(transport=transport) as client:
+        return bool(client.get("http://localhost/" if path != address else address).status_code)
+    return False
 
 
 def _stop(starting: Future[Server]) -> None:

@@ -124,6 +124,7 @@ class Front:
         """Accept from these sockets, the worker's own, from now on; they are owned by the Front."""
         self._listeners = [self._listen(kind, sock) for kind, sock in listeners]
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
+        self._lag.start(self.loop.time())
         self._checks.follow(self._sites)
 
     def adopt(self, slot: int, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:

@@ -24,9 +24,13 @@ class LoopLag:
         self._due = 0.0
         self.last_ms = 0
 
+    def start(self, now: float) -> None:
+        """The first tick is due like the others."""
+        self._due = now + self._every
+
     def tick(self, now: float) -> None:
         """A tick has come; `now` is the loop's time."""
-        late = max(0.0, now - self._due) if self._due else 0.0
+        late = max(0.0, now - self._due)
         self._due = now + self._every
         self.last_ms = round(late * 1000)
         if late >= STALLED:
