@@ -30,6 +30,7 @@ OTHER: Final = "other"
 EDGES: Final = (*map(repr, BOUNDS), "+Inf")
 """The same as `le` says it (OpenMetrics wants 1.0, not 1)."""
 
+_BOUNDS_MS: Final = tuple(round(bound * 1000, 1) for bound in BOUNDS)
 _BUCKETS: Final = len(EDGES)
 _METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"QUERY"))
 _STATUSES: Final = frozenset((*map(int, HTTPStatus), 499))  # 499: the client has left (access log)
@@ -52,24 +53,25 @@ _Kind: TypeAlias = tuple[object, bytes, int, str]
 
 
 class _Times:
-    """A histogram: how many in each bucket, and the seconds of all together."""
+    """A histogram: how many in each bucket, and the time of all together (seconds; of backends: milliseconds)."""
 
-    __slots__ = ("counts", "seconds")
+    __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
         self.counts = [0] * _BUCKETS
-        self.seconds = 0.0
+        self.sum = 0.0
 
 
 class _Cell:
     """All exchanges of one site, route, method and status. `waits`: how long its backends took, by their URL."""
 
-    __slots__ = ("bytes_in", "bytes_out", "labels", "requests", "retries", "site", "times", "waits")
+    __slots__ = ("bytes_in", "bytes_out", "is_timed", "labels", "requests", "retries", "site", "times", "waits")
 
-    def __init__(self, site: str, labels: str, times: _Times) -> None:
+    def __init__(self, site: str, labels: str, times: _Times, *, is_timed: bool) -> None:
         self.site = site
         self.labels = labels
         self.times = times  # shared by the cells of a route
+        self.is_timed = is_timed
         self.waits: dict[str, _Times] = {}
         self.requests = 0
         self.retries = 0
@@ -101,17 +103,19 @@ class Metrics:
         cell.bytes_out += record.bytes_out
         if record.retries:
             cell.retries += record.retries
-        if record.status != _SWITCHED:  # a WebSocket takes as long as its people stay
+        if cell.is_timed:
             took = record.ended - record.started
             times = cell.times
             times.counts[bisect_left(BOUNDS, took)] += 1
-            times.seconds += took
-        if record.backend_ms >= 0 and record.backend is not None:
-            url = record.backend.url
-            wait = cell.waits.get(url) or self._find_wait(cell, url)
-            took = record.backend_ms / 1000
-            wait.counts[bisect_left(BOUNDS, took)] += 1
-            wait.seconds += took
+            times.sum += took
+        took = record.backend_ms
+        if took >= 0 and (backend := record.backend) is not None:
+            try:
+                times = cell.waits[backend.url]
+            except KeyError:
+                times = self._find_wait(cell, backend.url)
+            times.counts[bisect_left(_BOUNDS_MS, took)] += 1
+            times.sum += took
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter that is not on the path of every request. Labels must come from a set that is bounded."""
@@ -135,9 +139,9 @@ class Metrics:
             if cell.requests:
                 _take_cell(cell, added)
         for labels, times in self._times.items():
-            _take_times("tlsproxy_request_duration_seconds", labels, times, added)
+            _take_times("tlsproxy_request_duration_seconds", labels, times, 1, added)
         for labels, times in self._waits.items():
-            _take_times("tlsproxy_backend_duration_seconds", labels, times, added)
+            _take_times("tlsproxy_backend_duration_seconds", labels, times, 1000, added)
         if len(self._all_cells) > _MOST_CELLS or len(self._waits) > _MOST_CELLS:
             self._forget()
         return dict(added)
@@ -169,7 +173,9 @@ class Metrics:
         name = site.name if site is not None else OTHER
         route = template or (forward.route.label if forward is not None else OTHER)
         shown = {"site": name, "route": route, "method": method.decode() or OTHER, "status": str(status or OTHER)}
-        cell = _Cell(name, series_name("", shown), self._times.setdefault((name, route), _Times()))
+        times = self._times.setdefault((name, route), _Times())
+        # A WebSocket takes as long as its people stay.
+        cell = _Cell(name, series_name("", shown), times, is_timed=status != _SWITCHED)
         self._all_cells.append(cell)
         return cell
 
@@ -212,7 +218,8 @@ def _take_cell(cell: _Cell, added: dict[str, float]) -> None:
     cell.requests = cell.retries = cell.bytes_in = cell.bytes_out = 0
 
 
-def _take_times(name: str, labels: tuple[str, str], times: _Times, added: dict[str, float]) -> None:
+def _take_times(name: str, labels: tuple[str, str], times: _Times, unit: int, added: dict[str, float]) -> None:
+    """`unit`: how many of what the times are kept in make a second."""
     second = "backend" if name == "tlsproxy_backend_duration_seconds" else "route"
     named = {"site": labels[0], second: labels[1]}
     if not any(times.counts):
@@ -220,6 +227,6 @@ def _take_times(name: str, labels: tuple[str, str], times: _Times, added: dict[s
     for edge, count in zip(EDGES, times.counts, strict=True):
         if count:
             added[series_name(name + "_bucket", {**named, "le": edge})] += count
-    added[series_name(name + "_sum", named)] += times.seconds
+    added[series_name(name + "_sum", named)] += times.sum / unit
     times.counts[:] = [0] * _BUCKETS
-    times.seconds = 0.0
+    times.sum = 0.0
