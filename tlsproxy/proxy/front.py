@@ -12,11 +12,11 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from hashlib import blake2b
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from tlsproxy.proxy.access import AccessLog, LogWriter, NoLog
+from tlsproxy.proxy.assembly import Assembly
 from tlsproxy.proxy.certificates import Certificates
 from tlsproxy.proxy.draining import Draining
 from tlsproxy.proxy.health import HealthChecks
@@ -26,17 +26,13 @@ from tlsproxy.proxy.inspection import Inspection
 from tlsproxy.proxy.lag import LoopLag
 from tlsproxy.proxy.listener import Connections, Listener
 from tlsproxy.proxy.metrics import Metrics
-from tlsproxy.proxy.multiplexed_backend import MultiplexedBackend
 from tlsproxy.proxy.orders import Orders, Plan
 from tlsproxy.proxy.plain import PlainConnection
-from tlsproxy.proxy.pool import Backend, describe
-from tlsproxy.proxy.router import Route, Router, Site
+from tlsproxy.proxy.pool import describe
+from tlsproxy.proxy.router import Router
 from tlsproxy.proxy.services import Services
-from tlsproxy.proxy.sticky import Sticky
 from tlsproxy.proxy.tls import TlsConnection
 from tlsproxy.proxy.tracing import make_tracing
-from tlsproxy.proxy.upstream import Upstream
-from tlsproxy.proxy.waiting_line import Line
 from tlsproxy.wire.forwarding import Options, Trust
 
 if TYPE_CHECKING:
@@ -45,6 +41,7 @@ if TYPE_CHECKING:
     from tlsproxy import settings as configuration
     from tlsproxy.proxy.connection import Accepted, Connection
     from tlsproxy.proxy.stream import ClientStream, ConnectionInfo, Driver
+    from tlsproxy.proxy.waiting_line import Line
     from tlsproxy.store.base import CertificateStore
     from tlsproxy.wire.fields import Fields
 
@@ -71,45 +68,25 @@ class Front:
         want: Callable[[str, str], None] = lambda host, client: None,
     ) -> None:
         """`want` tells the certifier that a client asks for a host on demand that has no certificate yet."""
-        limits = settings.limits
         self.loop = loop
-        self.handshake_timeout = limits.handshake_timeout
-        self.write_idle = limits.write_idle
+        self.handshake_timeout = settings.limits.handshake_timeout
+        self.write_idle = settings.limits.write_idle
         self.proxy_networks = [ip_network(network) for network in settings.listen.proxy_protocol]
-        self.connections = Connections(
-            total=limits.connections or _most_connections(),
-            per_client=limits.connections_per_client,
-            senders=Trust(settings.listen.proxy_protocol),
-            shared=Trust(settings.server.trusted_proxies),
-        )
-        self._certificates = Certificates(
-            settings.sites,
-            settings.tls,
-            store=store,
-            ticket_secret=ticket_secret,
-            limit=limits.contexts,
-            http2=settings.listen.http2,
-            want=want,
-        )
+        self.connections = _make_connections(settings)
+        self._certificates = _make_certificates(settings, store, ticket_secret, want)
         self.contexts = self._certificates.contexts
-        self._backends: dict[str, Backend] = {}
         self._writer = NoLog() if settings.log.access == "off" else LogWriter(settings.log.access)
-        self._access = AccessLog(
-            self._writer, redact_query=settings.log.redact_query, console=_wants_console(settings.log, self._writer)
-        )
+        self._access = _make_access_log(settings.log, self._writer)
         self.metrics = Metrics()
-        self._sites: list[Site] = []
-        self._workers = settings.resolve_workers()
-        self._sticky_key = blake2b(ticket_secret, digest_size=32, person=b"sticky").digest()  # until a plan has one
         self._forwarding = _forwarding(settings.server)
         self._inspection = Inspection(self._count_downgrade, self._forwarding)
+        assembly = Assembly(settings, self._inspection, ticket_secret)
+        self._backends = assembly.backends
+        self._sites = assembly.make_sites(settings.sites)
+        self._tracing = make_tracing(settings.tracing)
         self._services = self._make_services(settings)
-        self._services.tally = self.metrics.tally
-        self._services.trace = self._tracing = make_tracing(settings.tracing)
-        self._checks = HealthChecks(
-            settings.sites, connect_timeout=limits.connect_timeout, fields=_proof(settings.server.backend_secret)
-        )
-        self._orders = Orders(self._sites, lambda url: self._backend(url, limits.pool_idle_per_backend), self._backends)
+        self._checks = _make_checks(settings)
+        self._orders = Orders(self._sites, assembly.find, self._backends)
         self._draining = Draining(self.connections, self._services, loop)
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
@@ -264,7 +241,7 @@ class Front:
 
     def _make_services(self, settings: configuration.Settings) -> Services:
         limits = settings.limits
-        return Services(
+        services = Services(
             loop=self.loop,
             router=self._make_router(settings),
             forwarding=self._forwarding,
@@ -281,9 +258,11 @@ class Front:
             http2_streams=limits.http2_streams,
             most_streams=_most_connections() * 3 // 4,  # each has a descriptor at its backend at most
         )
+        services.tally = self.metrics.tally
+        services.trace = self._tracing
+        return services
 
     def _make_router(self, settings: configuration.Settings) -> Router:
-        self._sites = [self._make_site(site, settings.limits.pool_idle_per_backend) for site in settings.sites]
         ports = [int(address.rpartition(":")[2]) for address in settings.listen.https]
         return Router(
             self._sites,
@@ -291,39 +270,6 @@ class Front:
             answer_challenge=self._certificates.challenges.http,
             https_port=ports[0] if ports else 443,
         )
-
-    def _make_site(self, site: configuration.Site, most_idle: int) -> Site:
-        routes = [self._inspection.watch(self._make_route(route, most_idle), route) for route in site.routes]
-        return Site(site.hosts, routes, b"max-age=%d" % site.hsts if site.hsts else b"")
-
-    def _make_route(self, route: configuration.Route, most_idle: int) -> Route:
-        limit = -(-route.max_requests // self._workers)  # of all workers together; rounded up, so that each has some
-        upstream = Upstream([self._backend(url, most_idle) for url in route.backends], route.balance, limit)
-        return Route(
-            route.path,
-            upstream,
-            strip=route.strip_prefix,
-            response_timeout=route.response_timeout,
-            max_body=route.max_body,
-            line=Line(
-                route.path,
-                upstream,
-                most=route.queue,
-                patience=route.queue_timeout,
-                hold=route.hold,
-                is_limited=limit > 0,
-                is_sticky=bool(route.sticky),
-            ),
-            sticky=Sticky(route.sticky, route.path, self._sticky_key) if route.sticky else None,
-        )
-
-    def _backend(self, url: str, most_idle: int) -> Backend:
-        """Routes that name the same backend share its pool and what is known of its health."""
-        backend = self._backends.get(url)
-        if backend is None:
-            kind = MultiplexedBackend if url.startswith("h2c") else Backend
-            backend = self._backends[url] = kind(url, most_idle=most_idle)
-        return backend
 
     def _may_share(self, info: ConnectionInfo, site: str) -> bool:
         return info.policy is not None and self.contexts.may_serve(info.policy, info.site, site)
@@ -371,6 +317,38 @@ class Front:
         if unsaid > 0:
             logger.info("tls.handshakes_failed", extra={"more": unsaid})
         self._failed_handshakes = 0
+
+
+def _make_connections(settings: configuration.Settings) -> Connections:
+    return Connections(
+        total=settings.limits.connections or _most_connections(),
+        per_client=settings.limits.connections_per_client,
+        senders=Trust(settings.listen.proxy_protocol),
+        shared=Trust(settings.server.trusted_proxies),
+    )
+
+
+def _make_certificates(
+    settings: configuration.Settings, store: CertificateStore, ticket_secret: bytes, want: Callable[[str, str], None]
+) -> Certificates:
+    return Certificates(
+        settings.sites,
+        settings.tls,
+        store=store,
+        ticket_secret=ticket_secret,
+        limit=settings.limits.contexts,
+        http2=settings.listen.http2,
+        want=want,
+    )
+
+
+def _make_access_log(log: configuration.Log, writer: LogWriter | NoLog) -> AccessLog:
+    return AccessLog(writer, redact_query=log.redact_query, console=_wants_console(log, writer))
+
+
+def _make_checks(settings: configuration.Settings) -> HealthChecks:
+    fields = _proof(settings.server.backend_secret)
+    return HealthChecks(settings.sites, connect_timeout=settings.limits.connect_timeout, fields=fields)
 
 
 def _most_connections() -> int:
