@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import ssl
 
 import pytest
 
 from tests.fakes.backend import OK
 from tests.fakes.peer import Peer
-from tests.fakes.stage import Stage
+from tests.fakes.stage import Stage, client_context
 from tests.proxy.test_tunnel import CLOSE_1001, open_websocket, to_backend, to_client
 
 SOON = 0.05
@@ -122,3 +123,29 @@ def test_a_drain_that_is_over_can_be_hastened(stage: Stage) -> None:
     stage.serve(stage.backend())
     assert stage.begin_drain(SOON).result(5) == 0
     stage.call(lambda: stage.front.hasten(5))
+
+
+def test_a_handshake_under_way_keeps_its_time(stage: Stage) -> None:
+    """The client's round trips are slow: its Finished comes three seconds after the worker began to leave."""
+    backend = stage.backend()
+    stage.serve(backend)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname="a.test")
+    with stage.dial() as raw:
+        raw.settimeout(5)
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        raw.sendall(outgoing.read())
+        incoming.write(raw.recv(65_536))
+        end = stage.begin_drain(LONG)
+        stage.wait(lambda: all(each._draining for each in stage.front.connections))
+        stage.tick(after=3)
+        tls.do_handshake()
+        tls.write(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+        raw.sendall(outgoing.read())
+        upstream = backend.accept()
+        upstream.message()
+        upstream.send(OK)
+        incoming.write(raw.recv(65_536))
+        assert b"connection: close" in tls.read(65_536).lower()
+    assert end.result(5) == 0

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 WRITE_HIGH: Final = 65_536
 WRITE_LOW: Final = 16_384
 LINGER_SECONDS: Final = 2.0
-_UNBEGUN_AT_DRAIN: Final = 2.0
 _CLOSED_BY_PEER: Final = (7, 8)  # TCP_CLOSE and TCP_CLOSE_WAIT of the kernel's tcp_states.h
 LINGER_BYTES: Final = 1_048_576
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -221,8 +220,7 @@ class Connection(asyncio.Protocol, ABC):
 
     def drain(self) -> None:
         self._draining = True
-        # A client that has not come to its first request is not waited for as long as it might take.
-        self._deadline = min(self._deadline, self._owner.loop.time() + _UNBEGUN_AT_DRAIN)
+        # A handshake that has begun keeps its deadline: nobody else can end it, and to a slow client it is a reset.
         if self._driver is not None:
             if self._state is OPEN:
                 self._guard(self._driver.drain)
