@@ -223,14 +223,25 @@ class TestIdleLimit:
     def test_is_learned_from_a_server_that_is_less_patient(self, clock: Clock) -> None:
         backend = make(1).backends[0]
         self.closed_after(backend, clock, 2.0)
+        self.closed_after(backend, clock, 2.0)
         assert "1 idle" in self.idle_for(backend, clock, 1.5)
         assert "0 idle" in self.idle_for(backend, clock, 1.7)
 
     def test_what_was_observed_counts_more_than_a_name(self, clock: Clock) -> None:
         backend = make(1).backends[0]
         self.closed_after(backend, clock, 2.0)
+        self.closed_after(backend, clock, 2.1)
         backend.learn_server(b"granian")
         assert "0 idle" in self.idle_for(backend, clock, 1.7)
+
+    def test_nothing_is_learned_from_restarts(self, clock: Clock) -> None:
+        """A server that ends closes all it has, whenever that is."""
+        backend = make(1).backends[0]
+        for lasted in (2.0, 1.0, 3.0):
+            self.closed_after(backend, clock, lasted)
+            for _ in range(3):
+                backend.learn_patience(clock.now - lasted)
+        assert "1 idle" in self.idle_for(backend, clock, 3.9)
 
     def test_nothing_is_learned_from_a_close_that_comes_at_once(self, clock: Clock) -> None:
         """That is a restart or a `Connection: close` that was not announced, not an idle limit."""

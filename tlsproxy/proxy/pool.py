@@ -31,6 +31,8 @@ _BURST: Final = 4  # times the idle connections that are kept
 _BURST_LASTS: Final = 1.0
 _SHORTEST_IDLE: Final = 0.5
 _LEARNED_FOR: Final = 600.0
+_AT_ONCE: Final = 0.25  # seconds
+_ABOUT: Final = 0.2
 _LONGEST_CLOSE: Final = 10.0
 
 
@@ -48,8 +50,8 @@ class Backend(Condition):
     """
 
     __slots__ = (
-        "_idle_limit", "_learned_at", "_place", "_server", "_writing", "active", "closing", "idle", "lines",
-        "most_idle", "quoted", "requests",
+        "_idle_limit", "_learned_at", "_place", "_server", "_suspected", "_writing", "active", "closing", "idle",
+        "lines", "most_idle", "quoted", "requests",
     )  # fmt: skip
 
     idle_default: ClassVar[float] = 4.0  # seconds, of servers that are not known
@@ -68,6 +70,7 @@ class Backend(Condition):
         self._server = b""
         self._idle_limit = self.idle_default
         self._learned_at = 0.0  # 0: the limit is not learned
+        self._suspected = (0.0, 0.0)  # when the server last closed one early, and after how long
 
     def __repr__(self) -> str:
         return f"<Backend {self.url} {self.active} active, {len(self.idle)} idle, {self._failures} failures>"
@@ -105,10 +108,17 @@ class Backend(Condition):
             self.learn_patience(connection.idle_since)
 
     def learn_patience(self, idle_since: float) -> None:
-        """The server has just closed a connection that was idle since then: others are given up earlier."""
+        """The server has just closed a connection that was idle since then: others are given up earlier.
+
+        It is taken for the server's habit when it happens again after about as long: one that is started anew closes
+        what it has after any time, all at once.
+        """
         now = time.monotonic()
         lasted = now - idle_since
-        if _SHORTEST_IDLE <= lasted < self._idle_limit:
+        if not _SHORTEST_IDLE <= lasted < self._idle_limit:
+            return
+        (at, before), self._suspected = self._suspected, (now, lasted)
+        if now - at > _AT_ONCE and abs(lasted - before) < lasted * _ABOUT:
             self._idle_limit = max(_SHORTEST_IDLE, lasted * 0.8)
             self._learned_at = now
             logger.info("backend.idle_limit", extra={"backend": self.url, "seconds": round(self._idle_limit, 2)})
