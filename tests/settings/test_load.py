@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tlsproxy.errors import ConfigError
-from tlsproxy.settings import CertificateFiles, Loaded, Settings, load, loader, positions, raw, rules
+from tlsproxy.settings import CertificateFiles, Loaded, Settings, guess_socket, load, loader, positions, raw, rules
 from tlsproxy.settings.explain import explain
 
 FILE = """\
@@ -398,3 +398,31 @@ def test_a_child_does_not_judge_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "find_site_faults", refuse)
     monkeypatch.setattr(rules, "find_settings_faults", refuse)
     assert Settings.from_parent(text).server.drain == 5.0
+
+
+# --- the socket of a proxy whose configuration has been spoilt since
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        '[admin]\nsocket = "run/a.sock"\nmetric = 1\n',
+        '[admin]\nsocket = "run/a.sock"\n[listen\n',
+        "listen = [\nadmin.socket='run/a.sock'\n",
+        'listen = [\nadmin = { socket = "run/a.sock" }\n',
+    ],
+)
+def test_the_socket_is_found_in_what_cannot_be_used(spoilt: str) -> None:
+    path = write(spoilt)
+    assert problems(spoilt)
+    assert guess_socket(path, {}) in {Path("run/a.sock"), Path("run/a.sock").absolute()}
+    assert guess_socket(path, {"TLSPROXY_ADMIN__SOCKET": "/b.sock"}) == Path("/b.sock")
+
+
+@pytest.mark.parametrize("spoilt", ["[listen\n", '# socket = "run/a.sock"\n[listen\n', "[admin]\nsocket = 1\n"])
+def test_the_socket_is_where_it_is_by_default(spoilt: str) -> None:
+    assert guess_socket(write(spoilt), {}) == Path(Settings().admin.socket)
+
+
+def test_a_file_that_is_not_there_says_nothing_about_the_socket() -> None:
+    assert guess_socket(Path("missing.toml"), {}) is None

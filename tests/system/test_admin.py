@@ -101,6 +101,22 @@ def test_who_hangs_does_not_hang_the_answer(start_proxy: StartProxy) -> None:
     until(lambda: admin_json(proxy, "status")["certifier"]["state"] == "running", "it answers again")
 
 
+@pytest.mark.parametrize("spoilt", ["[listen", "[listen]\nhttp5 = 1"])
+def test_a_file_that_is_spoilt_hides_no_running_proxy(start_proxy: StartProxy, spoilt: str) -> None:
+    """Docker's HEALTHCHECK asks for the proxy that serves, not for what somebody is writing for the next one."""
+    proxy = start_proxy(INTERNAL)
+    path = proxy.folder / "tlsproxy.toml"
+    path.write_text(f"{path.read_text()}\n{spoilt}\n")
+    checked = admin(proxy, "status", "--check")
+    assert (checked.code, checked.out.split(":")[0]) == (0, "ready")
+    assert "tlsproxy.toml:" in checked.err
+    assert "this is said by the proxy that runs" in checked.err
+    refused = tlsproxy(proxy.folder, "admin", "reload")
+    assert (refused.code, refused.out) == (2, "")
+    assert admin(proxy, "stop").out.splitlines()[-1] == "stopped"
+    assert tlsproxy(proxy.folder, "admin", "status").code == 2
+
+
 def test_a_certifier_that_dies_is_stood_in_for_by_the_store(start_proxy: StartProxy) -> None:
     proxy = start_proxy(INTERNAL)
     rows, pid = admin_json(proxy, "certs", "list"), certifier(proxy)

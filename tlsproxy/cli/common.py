@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tlsproxy.cli.output import complain
-from tlsproxy.errors import NotRunning, StoreError
+from tlsproxy.errors import ConfigError, NotRunning, StoreError
 
 if TYPE_CHECKING:
     from tlsproxy.certs.catalogue import Catalogue
@@ -35,7 +35,9 @@ ConfigOption = Annotated[
     ),
 ]
 SocketOption = Annotated[
-    Path | None, typer.Option("--socket", metavar="PATH", help="Admin socket of the proxy; else admin.socket.")
+    Path | None,
+    # Whether it may be read is for the answer to say: that is exit code 3, not a mistake in the option.
+    typer.Option("--socket", metavar="PATH", help="Admin socket of the proxy; else admin.socket.", readable=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -76,9 +78,25 @@ class Target:
         """Raises NotRunning if the configuration says that there is no socket."""
         from tlsproxy.runtime.adminclient import AdminClient
 
-        if self.is_unreachable:
-            raise NotRunning('the running proxy cannot be asked: the configuration says admin.socket = "off"')
-        return AdminClient(self._socket or self._find_socket())
+        return AdminClient(self._socket or self._find_socket_anyhow())
+
+    def _find_socket_anyhow(self) -> Path:
+        """A proxy that runs with an earlier configuration is there whatever has been written into the file since."""
+        try:
+            if self.is_unreachable:
+                raise NotRunning('the running proxy cannot be asked: the configuration says admin.socket = "off"')
+            return self._find_socket()
+        except ConfigError as reason:
+            path = self._guess_socket()
+            if path is None or not os.path.lexists(path):
+                raise
+            complain(f"{reason}\nThat is the configuration as it is now; this is said by the proxy that runs ({path}).")
+            return path
+
+    def _guess_socket(self) -> Path | None:
+        from tlsproxy.settings import guess_socket
+
+        return guess_socket(self._config, os.environ)
 
     def _find_socket(self) -> Path:
         """Return where the proxy listens. A guess for this user gives way to a service's socket that is there."""

@@ -17,7 +17,10 @@ from tlsproxy.cli.output import say, say_json
 
 def reload(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
     """Serve the configuration as it is now; if it can't be served, all goes on as before."""
-    _work("reload", Target(config, socket), _reloaded, as_json=as_json)
+    target = Target(config, socket)
+    if socket is None:
+        _ = target.settings  # what is wrong with them need not be asked of the proxy
+    _work("reload", target, _reloaded, as_json=as_json)
 
 
 def upgrade(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tlsproxy.settings.acme import Acme, Dns, Issuer
 from tlsproxy.settings.acme_values import Rate
-from tlsproxy.settings.loader import Loaded, load
+from tlsproxy.settings.loader import Loaded, guess_socket, load
 from tlsproxy.settings.models import (
     Admin,
     Events,
@@ -45,5 +45,6 @@ __all__ = [
     "Store",
     "Tls",
     "Tracing",
+    "guess_socket",
     "load",
 ]

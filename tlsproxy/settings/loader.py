@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from tlsproxy.settings.models import Settings
 from tlsproxy.settings.problems import find_place, translate
 
 SEARCHED = (Path("tlsproxy.toml"), Path("/etc/tlsproxy/tlsproxy.toml"))
+_SOCKET = re.compile(r"""^[^#\n]*\bsocket\s*=\s*["']([^"'\n]+)["']""", re.MULTILINE)
 _SYSTEM_STORE = Path("/var/lib/tlsproxy")
 _SYSTEM_RUN = Path("/run/tlsproxy")
 
@@ -63,6 +65,34 @@ def load(
     return Loaded(settings, path, "KUBERNETES_SERVICE_HOST" in environ, layers, merged)
 
 
+def guess_socket(config: Path | None, environ: Mapping[str, str], *, dotenv: Path = Path(".env")) -> Path | None:
+    """Return where the admin socket is by as much of the configuration as makes sense; None: its file can't be read.
+
+    A file that is being edited says nothing about the proxy that runs with an earlier state of it.
+    """
+    path, readers = _find_layers(config, {}, environ, dotenv)
+    for read in readers:
+        try:
+            section = read().values.get("admin")
+        except ConfigError:
+            text = _read_text(path)
+            if text is None:
+                return None
+            found = _SOCKET.search(text)  # it is no TOML; no other key is called so
+            section = {"socket": str(path.parent / found[1])} if path and found else None
+        written = section.get("socket") if isinstance(section, dict) else None
+        if isinstance(written, str):
+            return Path(written)
+    return Path(Settings().admin.socket)
+
+
+def _read_text(path: Path | None) -> str | None:
+    try:
+        return path.read_text() if path else ""
+    except (OSError, ValueError):
+        return None
+
+
 def flatten(section: BaseModel, path: raw.Path = ()) -> Iterator[tuple[raw.Path, Any]]:
     """Yield every key of a section with its value: ("sites", 0, "routes", 0, "path"), "/"."""
     for name in type(section).model_fields:
@@ -80,15 +110,7 @@ def _read_layers(
     config: Path | None, options: Mapping[str, Any], environ: Mapping[str, str], dotenv: Path
 ) -> tuple[Path | None, list[sources.Layer]]:
     """Return the file and the layers, highest first. Layers that can't be read are reported together."""
-    variables = sources.read_dotenv(dotenv)
-    path = _find_file(config, {**variables, **environ})
-    readers: list[Callable[[], sources.Layer]] = [
-        lambda: sources.read_options(options, environ),
-        lambda: sources.read_environment(environ, "environment"),
-        lambda: sources.read_environment(variables, str(dotenv)),
-        lambda: sources.read_file(path, environ) if path else _default_store(environ),
-        lambda: _default_socket(environ),
-    ]
+    path, readers = _find_layers(config, options, environ, dotenv)
     layers: list[sources.Layer] = []
     problems: list[Problem] = []
     for read in readers:
@@ -99,6 +121,20 @@ def _read_layers(
     if problems:
         raise ConfigError(problems)
     return path, layers
+
+
+def _find_layers(
+    config: Path | None, options: Mapping[str, Any], environ: Mapping[str, str], dotenv: Path
+) -> tuple[Path | None, Sequence[Callable[[], sources.Layer]]]:
+    variables = sources.read_dotenv(dotenv)
+    path = _find_file(config, {**variables, **environ})
+    return path, (
+        lambda: sources.read_options(options, environ),
+        lambda: sources.read_environment(environ, "environment"),
+        lambda: sources.read_environment(variables, str(dotenv)),
+        lambda: sources.read_file(path, environ) if path else _default_store(environ),
+        lambda: _default_socket(environ),
+    )
 
 
 def _find_file(config: Path | None, variables: Mapping[str, str]) -> Path | None:
