@@ -270,6 +270,33 @@ def test_what_is_not_acknowledged_stops_its_stream_alone() -> None:
     assert pair.server.local_flow_control_window(streams[8]) == 0
 
 
+def _update(stream: int, size: int) -> bytes:
+    return frame(WINDOW_UPDATE, size.to_bytes(4), stream=stream)
+
+
+def test_a_backend_may_acknowledge_megabytes_at_once() -> None:
+    """It was busy, then reads all that has arrived; each of 1000 pieces of 16 KiB is worth two WINDOW_UPDATE to it."""
+    wire = Wire()
+    wire.feed(frame(SETTINGS, b"\0\4\x7f\xff\xff\xff"), _update(0, 1 << 30))
+    stream = wire.request(POST, ended=False)
+    for _ in range(1000):
+        wire.codec.send_data(stream, bytes(16_384))
+        wire.codec.send(0)
+    wire.feed(_update(0, 1) + b"".join(_update(number, 16_384) for _ in range(1000) for number in (0, stream)))
+    assert wire.told.left == []
+
+
+def test_content_buys_no_flood() -> None:
+    wire = Wire()
+    wire.feed(frame(SETTINGS, b"\0\4\x7f\xff\xff\xff"), _update(0, 1 << 30))
+    stream = wire.request(POST, ended=False)
+    for _ in range(5000):
+        wire.codec.send_data(stream, bytes(16_384))
+        wire.codec.send(0)
+    with pytest.raises(Http2Error):
+        wire.feed(*[_update(0, 1)] * 5000)
+
+
 def test_settings_of_the_backend_are_obeyed() -> None:
     pair = Pair(MAX_CONCURRENT_STREAMS=7, ENABLE_CONNECT_PROTOCOL=1)
 

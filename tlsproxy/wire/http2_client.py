@@ -37,7 +37,7 @@ from ngh2 import (
 from tlsproxy.wire.fields import Fields
 from tlsproxy.wire.http2_answers import ANSWER_HEADER_SIZE, AnswerReader, RequestFields
 from tlsproxy.wire.http2_base import CANCEL, NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Http2Error, StreamGone
-from tlsproxy.wire.http2_codec import FOR_REQUEST, Codec, text
+from tlsproxy.wire.http2_codec import FOR_CONTENT, FOR_REQUEST, Codec, text
 from tlsproxy.wire.http2_frames import FrameWalk
 from tlsproxy.wire.messages import ProtocolError, ResponseHead
 
@@ -214,7 +214,8 @@ class ClientCodec(Codec):
 
     def send_data(self, stream: int, data: bytes, *, ended: bool = False) -> None:
         super().send_data(stream, data, ended=ended)
-        self.earn(len(data) >> 8)  # a backend with a small window answers every bit with two WINDOW_UPDATE
+        # A backend with a small window answers every bit with two WINDOW_UPDATE.
+        self.earn(len(data) >> 8, FOR_CONTENT)
 
     def has_left(self, stream: int) -> bool:
         """Whether the head of a request has been sent: libnghttp2 keeps it while there are as many as may be."""

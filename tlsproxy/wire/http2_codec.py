@@ -30,6 +30,9 @@ from tlsproxy.wire.http2_heads import lower_fields
 
 FOR_REQUEST: Final = 10  # credit that a request is worth
 _CREDIT: Final = 1000
+FOR_CONTENT: Final = (
+    4 * _CREDIT
+)  # most that content earns: a peer that reads megabytes at once acknowledges all of them
 _FOR_PIECE: Final = 2  # a peer may answer each DATA frame with two WINDOW_UPDATE
 _LONGEST_NOTE: Final = 200
 _SAID: Final = {  # where libnghttp2 ends the connection without a word
@@ -118,7 +121,7 @@ class Codec:
             self._connection.send_data(stream, data, end_stream=ended)
         except NGH2Error as error:
             raise StreamGone from error
-        self.earn(_FOR_PIECE + (len(data) >> 10))
+        self.earn(_FOR_PIECE + (len(data) >> 10), FOR_CONTENT)
 
     def send_trailers(self, stream: int, trailers: Fields) -> None:
         """End the body with these."""
@@ -172,10 +175,10 @@ class Codec:
 
     # --- noise and endings --------------------------------------------------------------------------------------------
 
-    def earn(self, credit: int) -> None:
-        """Credit for what is worth it, and for time gone by."""
-        credit += self._credit
-        self._credit = credit if credit < _CREDIT else _CREDIT
+    def earn(self, credit: int, most: int = _CREDIT) -> None:
+        """Credit for what is worth it, and for time gone by; what goes beyond `most` is lost."""
+        if self._credit < most:
+            self._credit = min(self._credit + credit, most)
 
     def _pay(self, credit: int) -> None:
         self._credit -= credit
