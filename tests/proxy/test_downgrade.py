@@ -13,6 +13,7 @@ from tlsproxy.proxy.downgrade import advice
 
 METRIC = 'tlsproxy_backend_scheme_downgrade_total{site="a.test"}'
 REPAIR = {"repair_redirects": True, "templates": False}
+HEED = "run it with --proxy-headers --forwarded-allow-ips "
 
 
 def redirect(
@@ -103,7 +104,7 @@ def test_it_is_said_once_and_left_as_it_is_by_default(stage: Stage, caplog: pyte
     [line] = said(caplog)
     assert (line["backend"], line["site"], line["server"]) == (backend.url, "a.test", "uvicorn")
     assert (line["location"], line["repaired"]) == ("http://a.test/login", False)
-    assert "--forwarded-allow-ips 127.0.0.1" in line["fix"]
+    assert HEED + "127.0.0.1" in line["fix"]
 
 
 def test_a_client_that_came_to_a_trusted_proxy_by_http_may_go_back(stage: Stage) -> None:
@@ -137,9 +138,9 @@ def test_over_http2_on_both_sides(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("server", "url", "seen_as", "expected"),
     [
-        (b"uvicorn", "http://127.0.0.1:8000", "127.0.0.1", ["--forwarded-allow-ips 127.0.0.1", "--no-proxy-headers"]),
-        (b"uvicorn", "http://app:8000", "172.18.0.3", ["172.18.0.3", "--forwarded-allow-ips 172.18.0.3"]),
-        (b"uvicorn", "unix:/run/app.sock", "", ["--forwarded-allow-ips '*'", "folder"]),
+        (b"uvicorn", "http://127.0.0.1:8000", "127.0.0.1", [HEED + "127.0.0.1", "--no-proxy-headers", "gunicorn"]),
+        (b"uvicorn", "http://app:8000", "172.18.0.3", ["believe 172.18.0.3", HEED + "172.18.0.3"]),
+        (b"uvicorn", "unix:/run/app.sock", "", [HEED + "'*'", "folder"]),
         (b"hypercorn-h11", "http://app:8000", "172.18.0.3", ["ProxyFixMiddleware", 'mode="legacy"']),
         (b"hypercorn-h2", "unix:/run/app.sock", "", ["ProxyFixMiddleware"]),
         (b"granian", "http://app:8000", "10.0.0.3", ["wrap_asgi_with_proxy_headers", 'trusted_hosts=["10.0.0.3"]']),

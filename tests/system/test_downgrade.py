@@ -21,6 +21,7 @@ pytestmark = pytest.mark.system
 
 APP = "tests.system.apps.fixed:app"
 NOBODY = ("--forwarded-allow-ips", "10.9.9.9")
+DEAF = ("--no-proxy-headers",)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Mistake:
 
     @property
     def id(self) -> str:
-        return f"{self.name}-{'unix' if self.unix else 'tcp'}"
+        return f"{self.name}-{'unix' if self.unix else 'tcp'}{'-deaf' if self.mistake == DEAF else ''}"
 
     def start(self, address: str, log: Path, options: tuple[str, ...], fix: str = "") -> Server:
         server, rest = self.command[0], address.rpartition("/" if not self.unix else "unix:")[2]
@@ -55,6 +56,8 @@ GRANIAN = ("granian", "--interface", "asgi", "--log-level", "warning", APP)
 MISTAKES = (
     Mistake("uvicorn", UVICORN, mistake=NOBODY),
     Mistake("uvicorn", UVICORN, unix=True),
+    Mistake("uvicorn", UVICORN, mistake=DEAF),
+    Mistake("uvicorn", UVICORN, unix=True, mistake=DEAF),
     Mistake("hypercorn", ("hypercorn", APP)),
     Mistake("hypercorn-h2c", ("hypercorn", APP), scheme="h2c"),
     Mistake("granian", GRANIAN),
@@ -117,10 +120,11 @@ def test_the_advice_for_each_server_is_right(
 
 def _makes_it_believe(mistake: Mistake, fix: str, proxy: Proxy, folder: Path, address: str) -> bool:
     """Do what the log says, to the letter."""
-    option = re.search(r"--forwarded-allow-ips '?([^\s';,]+)", fix.partition("run it")[2])
+    named = re.search(r"((?:--proxy-headers )?--forwarded-allow-ips) '?([^\s';,]+)", fix.partition("run it")[2])
     expression = re.search(r"wrapped: (.+\)) \(docs/", fix)
-    assert (option is None) is not (expression is None), fix
-    options = ("--forwarded-allow-ips", option[1].rstrip(".")) if option else mistake.mistake
+    assert (named is None) is not (expression is None), fix
+    added = (*named[1].split(), named[2].rstrip(".")) if named else ()
+    options = (*mistake.mistake, *added)  # of two contrary options the last one counts
     host = f"{mistake.id}.test"
     server = mistake.start(address, folder / "good.log", options, expression[1] if expression else "")
     try:

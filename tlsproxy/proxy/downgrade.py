@@ -144,19 +144,25 @@ _FOR_HYPERCORN: Final = (
 
 
 def _for_uvicorn(who: str, *, on_socket: bool) -> str:
+    """Both options always: with --no-proxy-headers, which nobody sees from here, the addresses alone change nothing.
+
+    As a worker of gunicorn it calls itself uvicorn too; gunicorn's command has no first option, and needs none.
+    """
+    allowed = "'*'" if on_socket else who
+    run = f"run it with --proxy-headers --forwarded-allow-ips {allowed} (as gunicorn's worker: the second option alone)"
     if on_socket:
         return (
-            "uvicorn finds no address to believe on a unix socket: run it with --forwarded-allow-ips '*',"
+            f"uvicorn finds no address to believe on a unix socket: {run},"
             " and keep the socket in a folder that only tlsproxy can enter"
         )
     if _is_loopback(who):
         return (
             f"uvicorn believes {who} by default, so it runs with --no-proxy-headers or another --forwarded-allow-ips"
-            f" (FORWARDED_ALLOW_IPS): run it with --forwarded-allow-ips {who}. Or the application writes http:// itself"
+            f" (FORWARDED_ALLOW_IPS): {run}. Or the application writes http:// itself"
         )
     return (
-        f"uvicorn does not believe {who}, where tlsproxy comes from: run it with --forwarded-allow-ips {who} or its"
-        " network (FORWARDED_ALLOW_IPS in the environment does the same)"
+        f"uvicorn does not believe {who}, where tlsproxy comes from: {run}. FORWARDED_ALLOW_IPS in the environment does"
+        " the same as the second option; the network of the address will do"
     )
 
 
