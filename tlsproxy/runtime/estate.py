@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom
+from tlsproxy.runtime.frontdesk import FrontDesk
 from tlsproxy.runtime.generation import DrainOutcome
 from tlsproxy.runtime.generations import Generations
 from tlsproxy.runtime.inheritance import Inheritance
 from tlsproxy.runtime.messages import BackendPlan, Drain, Handover
 from tlsproxy.runtime.metrics import Collector
-from tlsproxy.runtime.metricsport import MetricsPort
 from tlsproxy.runtime.sockets import Listener, close_listeners
 from tlsproxy.settings import Settings
 
@@ -32,8 +31,7 @@ class Estate:
     generations: Generations
     heirloom: Heirloom
     backends: Backends
-    admin: AdminServer
-    port: MetricsPort
+    desk: FrontDesk
     inheritance: Inheritance
 
     @property
@@ -47,8 +45,8 @@ class Estate:
             self.heirloom.ticket_secret,
             tuple((each.kind, each.socket.fileno(), each.slot, each.text, each.entry) for each in self.listeners()),
             self.backends.plan,
-            self.admin.heirloom,
-            (self.port.address, self.port.descriptors),
+            self.desk.admin.heirloom,
+            (self.desk.port.address, self.desk.port.descriptors),
             line,
             self.inheritance.service.notify,
             self.inheritance.service.watchdog,
@@ -86,5 +84,4 @@ class Estate:
     def let_go(self) -> None:
         """Accept nothing any more. All of it goes on to be open elsewhere, so no name is removed."""
         close_listeners(self.listeners())
-        self.admin.leave()
-        self.port.close()
+        self.desk.leave()

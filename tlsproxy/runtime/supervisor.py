@@ -18,34 +18,30 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tlsproxy import logs
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import host
-from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.blueprint import Heirloom, make_generation
 from tlsproxy.runtime.calls import Call
 from tlsproxy.runtime.estate import Estate
 from tlsproxy.runtime.families import RELOADS
+from tlsproxy.runtime.frontdesk import FrontDesk, identify
 from tlsproxy.runtime.generation import Ears, Generation
 from tlsproxy.runtime.generations import Generations
 from tlsproxy.runtime.heartbeat import Heartbeat
 from tlsproxy.runtime.inheritance import Inheritance
-from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Message, Ready, ReopenLogs
-from tlsproxy.runtime.metricsport import MetricsPort
-from tlsproxy.runtime.naming import Names
-from tlsproxy.runtime.operators import Operators
-from tlsproxy.runtime.overview import Identity, Sources
+from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult, Drain, Ready, ReopenLogs
+from tlsproxy.runtime.metrics import Collector
+from tlsproxy.runtime.overview import Identity
 from tlsproxy.runtime.parting import describe_parting, parting, read_anew
 from tlsproxy.runtime.relisten import change_listeners
 from tlsproxy.runtime.reload import Movable, Reloads, Tell
 from tlsproxy.runtime.rotation import LogMaker
-from tlsproxy.runtime.scrape import Configured, Scraper
-from tlsproxy.runtime.sockets import Listener, close_listeners
+from tlsproxy.runtime.sockets import close_listeners
 from tlsproxy.runtime.systemd import feed_watchdog, make_notifier
 from tlsproxy.runtime.upgrade import Upgrades, hold_signals
 from tlsproxy.settings import Loaded, Settings
@@ -62,63 +58,55 @@ class Supervisor:
     # events that stop signals set.
 
     def __init__(self, settings: Settings, inheritance: Inheritance, reread: Callable[[], Loaded]) -> None:
-        self._settings = settings
+        self._settings, self._listeners, self._log_maker = settings, inheritance.listeners, LogMaker(settings)
         self._inheritance = inheritance
-        self._listeners = inheritance.listeners
         self._reread = reread
-        self._started = inheritance.started
-        self.upgrades = Upgrades(inheritance)
         self._tasks: list[asyncio.Task[None]] = []
         self._watchdog: asyncio.Task[None] | None = None
+        self._stop, self._stop_now = asyncio.Event(), asyncio.Event()
+        self._is_followed = False  # somebody waits for the end of the stop
+        self._farewell = Call(AdminCall(0, "stop"))
+        self._notifier = make_notifier(inheritance.service.notify)
+        self.upgrades = Upgrades(inheritance)
+        self._reloads = Reloads(self._reload, self._upgrade)
         self._generations = Generations()
         self._backends = Backends(settings, self._living)
         self._backends.adopt(inheritance.plan)
-        self._operators = Operators(self._backends, self._ask_worker)
-        ears = Ears(
-            probed=self._operators.probed,
-            announced=self._generations.send_to_workers,
-            wished=self._generations.pass_wish,
-        )
-        ears.collector.absorb(inheritance.totals)
-        self._heirloom = Heirloom(inheritance.ticket_secret, ears)
-        self._notifier = make_notifier(inheritance.service.notify)
-        self._log_maker = LogMaker(settings)
-        self._scraper = Scraper(
-            ears.collector, self._living, lambda: Configured.of(self._settings), self._started.timestamp()
-        )
-        self._reloads = Reloads(self._reload, self._upgrade)
-        self._is_followed = False  # somebody waits for the end of the stop
-        self._farewell = Call(AdminCall(0, "stop"))
-        self._admin = AdminServer(
+        self._collector = Collector()
+        self._collector.absorb(inheritance.totals)
+        self._desk = self._make_desk()
+        self._heirloom = self._make_heirloom()
+        self._estate = self._make_estate()
+        self._movables: list[Movable] = [self._desk.admin, self._backends, self._desk.port]
+
+    def _make_desk(self) -> FrontDesk:
+        desk = FrontDesk(
+            self._settings,
             self._identity(),
-            lambda: self._generations.serving,
-            Names(settings.sites).certificate,
-            self._scraper.page,
-            {"reload": self._reloads.ask, "upgrade": self._reloads.ask_upgrade, "stop": self._stop_for_admin},
-            self._operators.act,
-            Sources(
-                self._generations.describe_draining,
-                self._backends.rows,
-                self._scraper.certificates,
-                ears.collector,
-                lambda: sorted(self._backends.plan.paused),
-            ),
+            generations=self._generations,
+            living=self._living,
+            backends=self._backends,
+            collector=self._collector,
+            deeds={"reload": self._reloads.ask, "upgrade": self._reloads.ask_upgrade, "stop": self._stop_for_admin},
         )
-        self._port = MetricsPort(self._admin.answer)
-        self._port.inherit(*inheritance.metrics)
-        self._estate = Estate(
-            lambda: self._settings,
-            lambda: self._listeners,
-            self._generations,
-            self._heirloom,
-            self._backends,
-            self._admin,
-            self._port,
-            inheritance,
+        desk.port.inherit(*self._inheritance.metrics)
+        return desk
+
+    def _make_heirloom(self) -> Heirloom:
+        heard = self._generations
+        ears = Ears(self._collector, self._desk.probed, heard.send_to_workers, heard.pass_wish)
+        return Heirloom(self._inheritance.ticket_secret, ears)
+
+    def _make_estate(self) -> Estate:
+        return Estate(
+            settings=lambda: self._settings,
+            listeners=lambda: self._listeners,
+            generations=self._generations,
+            heirloom=self._heirloom,
+            backends=self._backends,
+            desk=self._desk,
+            inheritance=self._inheritance,
         )
-        self._movables: list[Movable] = [self._admin, self._backends, self._port]
-        self._stop = asyncio.Event()
-        self._stop_now = asyncio.Event()
 
     async def serve(self) -> None:
         """Start, serve, stop. Raises TlsproxyError when it could not start; no child outlives the call."""
@@ -127,7 +115,7 @@ class Supervisor:
             if await self._start():
                 await self._stop.wait()
                 await self._reloads.stop()
-                await self._operators.close()
+                await self._desk.end_swaps()
                 await (self._leave() if self.upgrades.successor else self._drain())
         except TlsproxyError as error:
             if self._inheritance.predecessor is not None:
@@ -137,16 +125,14 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             await self._generations.kill()
-            await self._admin.kill()
-            await self._port.kill()
-            self._scraper.close()
+            await self._desk.kill()
             close_listeners(self._listeners)
             if self.upgrades.stays:
                 hold_signals()
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
-        port = await self._port.prepare(self._settings)
+        port = await self._desk.port.prepare(self._settings)
         if port is not None and self._inheritance.predecessor is None:
             await port.commit()
         number = self._inheritance.number
@@ -155,10 +141,7 @@ class Supervisor:
         if await _is_first(starting, self._stop):
             starting.result()
             self._generations.serve(first, Drain())
-            socket = self._settings.admin.socket
-            inherited = self._inheritance.take_admin_socket(socket)
-            if socket != "off":
-                await self._admin.open(Path(socket), inherited)
+            await self._desk.open_admin(self._inheritance.take_admin_socket(self._settings.admin.socket))
             if port is not None and self._inheritance.predecessor is not None:
                 await port.commit()
             self._begin_tasks()
@@ -182,7 +165,7 @@ class Supervisor:
             self._inheritance.relisten.commit()
             word = await self._inheritance.take_over(self._settings)
             self._backends.adopt(word.plan)
-            self._heirloom.ears.collector.absorb(word.totals)
+            self._collector.absorb(word.totals)
             first.change_plan(self._backends.plan)
 
     def _begin_tasks(self) -> None:
@@ -193,13 +176,11 @@ class Supervisor:
         else:
             close_listeners(self._inheritance.relisten.dropped)
             predecessor.send(Ready())
-            told = predecessor.follow(
-                self._heirloom.ears.collector.absorb, lambda: self._notifier.ready(self._describe())
-            )
+            told = predecessor.follow(self._collector.absorb, lambda: self._notifier.ready(self._describe()))
             self._tasks.append(asyncio.create_task(told))
         if self.upgrades.line is not None:
             asyncio.get_running_loop().add_reader(self.upgrades.line, self._on_line)
-        heartbeat = Heartbeat(self._living, self._heirloom.ears.collector)
+        heartbeat = Heartbeat(self._living, self._collector)
         self._tasks.append(asyncio.create_task(heartbeat.run()))
         if service.watchdog:
             watch = feed_watchdog(self._notifier, service.watchdog, self._is_answering)
@@ -215,8 +196,7 @@ class Supervisor:
         # The kernel refuses new connections once the last copy is closed: ours here, the workers' in their drain.
         close_listeners(self._listeners)
         # The next proxy may start as soon as the ports are free, and then needs the name of the socket.
-        self._admin.close()
-        self._port.close()
+        self._desk.close()
         drain = asyncio.create_task(self._estate.end(timeout))
         if await _is_first(drain, self._stop_now):
             outcome = drain.result()
@@ -229,7 +209,7 @@ class Supervisor:
             drain.cancel()
             await asyncio.gather(drain, return_exceptions=True)
         self._farewell.finish(AdminResult(0, 200, told))
-        await self._admin.see_off(_LAST_WORD if self._is_followed else 0)
+        await self._desk.admin.see_off(_LAST_WORD if self._is_followed else 0)
 
     # --- an upgrade ---------------------------------------------------------------------------------------------------
 
@@ -254,7 +234,7 @@ class Supervisor:
     async def _leave(self) -> None:
         """Another supervisor is the proxy: what is in flight comes to its end here."""
         await self.upgrades.leave(self._estate, self._on_reopen)
-        await self._admin.see_off(_LAST_WORD)
+        await self._desk.admin.see_off(_LAST_WORD)
 
     # --- a reload -----------------------------------------------------------------------------------------------------
 
@@ -269,14 +249,14 @@ class Supervisor:
             await self._exchange(loaded.settings, tell)
             result = "ok"
         finally:
-            self._heirloom.ears.collector.count(RELOADS.name, result=result)
+            self._collector.count(RELOADS.name, result=result)
             self._notifier.ready(self._describe())
         return {
             "generation": self._generations.serving.number,
             "seconds": round(time.monotonic() - began, 2),
             "sites": len(self._settings.sites),
             "workers": self._settings.resolve_workers(),
-            "listeners": list(_describe(self._listeners)),
+            "listeners": list(self._desk.identity.listeners),
             "draining": len(self._generations.draining),
         }
 
@@ -306,7 +286,7 @@ class Supervisor:
         self._generations.serve(generation, order)
         close_listeners(listeners.dropped)
         logs.configure(settings.log)
-        self._admin.describe(self._identity(), Names(settings.sites).certificate)
+        self._desk.describe(settings, self._identity())
         for move in moves:
             await move.commit()
         tell("drain", f"generation {number - 1}: {describe_parting(order)}")
@@ -362,11 +342,8 @@ class Supervisor:
         """The one that serves, and those that drain."""
         return (self._generations.serving, *self._generations.draining)
 
-    def _ask_worker(self, message: Message) -> bool:
-        return self._generations.serving.ask_one_worker(message)
-
     def _identity(self) -> Identity:
-        return Identity(len(self._settings.sites), _describe(self._listeners), self._started)
+        return identify(self._settings, self._listeners, self._inheritance.started)
 
     def _describe(self) -> str:
         number, sites = self._generations.serving.number, len(self._settings.sites)
@@ -374,16 +351,12 @@ class Supervisor:
 
     def _log_ready(self) -> None:
         ready = {
-            "listeners": list(_describe(self._listeners)),
+            "listeners": list(self._desk.identity.listeners),
             "sites": len(self._settings.sites),
             "workers": self._settings.resolve_workers(),
             "pid": os.getpid(),
         }
         logger.info("proxy.ready", extra=ready)
-
-
-def _describe(listeners: Iterable[Listener]) -> tuple[str, ...]:
-    return tuple(str(listener) for listener in listeners if listener.slot == 0)
 
 
 async def _is_first(task: asyncio.Task[Any], event: asyncio.Event) -> bool:
