@@ -1,6 +1,6 @@
 """What a supervisor has that the next one goes on with, as a Handover, and how it lets go of it.
 
-Knows where each thing is; the owners know what it is. Rule: nothing in here changes what it looks at, until `let_go`.
+Knows where each thing is; the owners know what it is. Rule: until `last_word` nothing in here changes what it looks at.
 """
 
 from __future__ import annotations
@@ -55,8 +55,13 @@ class Estate:
         )
 
     def last_word(self) -> tuple[BackendPlan, dict[str, float]]:
-        """Return what has come up since the handover: the plan as it is now, what was counted."""
+        """Return what has come up since the handover: the plan, which is not changed here any more, and the totals."""
+        self.desk.give_plan_away()
         return self.backends.plan, self.collector.rest()
+
+    def take_back(self) -> None:
+        """The last word was none: we go on."""
+        self.desk.take_plan_back()
 
     def hasten(self, timeout: float) -> None:
         """Have all that drain be gone within so many seconds, those of the supervisor before us too."""

@@ -1,7 +1,8 @@
 """Where others ask the proxy, and who answers: the admin socket, the port of metrics, what is behind the two.
 
-Knows who has which answer; nothing of children or of how an upgrade goes. Rule: whoever
-asks, the answer is that of the generation which serves now.
+Knows who has which answer; nothing of children or of how an upgrade goes. Rule: from the moment on that the next
+supervisor has the plan of operators nothing here changes it, for that one would not hear of it. Changes are refused;
+swaps hear nothing of workers, so none comes to its switch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tlsproxy.runtime.admin import AdminServer
+from tlsproxy.runtime.adminhttp import Refusal
 from tlsproxy.runtime.adminsocket import AdminSocket
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.calls import Call
@@ -27,11 +29,14 @@ from tlsproxy.runtime.scrape import Configured, Scraper
 from tlsproxy.runtime.sockets import Listener
 from tlsproxy.settings import Settings
 
+_QUESTIONS = {"backends", "sites"}  # the verbs of operators that change nothing
+_ELSEWHERE = "an upgrade is under way, and the next process has the plan already. Ask again in a moment."
+
 
 class FrontDesk:
     """See the module's text. `living` returns the generation that serves, then those that drain."""
 
-    # Mutable: _settings and _identity (exchanged by each reload).
+    # Mutable: _settings and _identity (exchanged by each reload), _is_plan_elsewhere.
 
     def __init__(
         self,
@@ -48,6 +53,7 @@ class FrontDesk:
         self._settings = settings
         self._identity = identity
         self._generations = generations
+        self._is_plan_elsewhere = False
         self._operators = Operators(backends, self._ask_worker)
         self._scraper = Scraper(
             collector, living, lambda: Configured.of(self._settings), started=identity.started.timestamp()
@@ -63,7 +69,7 @@ class FrontDesk:
         self.port = MetricsPort(self.admin.answer)
 
     def __repr__(self) -> str:
-        return f"<FrontDesk of {self._operators!r}>"
+        return f"<FrontDesk {'without' if self._is_plan_elsewhere else 'with'} the plan>"
 
     @property
     def identity(self) -> Identity:
@@ -81,11 +87,22 @@ class FrontDesk:
 
     async def operate(self, verb: str, name: str, options: Mapping[str, str]) -> Any:
         """Do, or tell, what an operator wants of backends and sites. Raises Refusal."""
+        if self._is_plan_elsewhere and verb not in _QUESTIONS:
+            raise Refusal(503, _ELSEWHERE)
         return await self._operators.act(verb, name, options)
 
     def probed(self, answer: Probed) -> None:
         """A worker has answered a Probe."""
-        self._operators.probed(answer)
+        if not self._is_plan_elsewhere:
+            self._operators.probed(answer)
+
+    def give_plan_away(self) -> None:
+        """The next supervisor is told the plan now."""
+        self._is_plan_elsewhere = True
+
+    def take_plan_back(self) -> None:
+        """There is no next supervisor after all."""
+        self._is_plan_elsewhere = False
 
     async def end_swaps(self) -> None:
         await self._operators.close()
@@ -118,7 +135,7 @@ class FrontDesk:
         )
 
     def _ask_worker(self, message: Probe) -> bool:
-        return self._generations.serving.ask_one_worker(message)
+        return not self._is_plan_elsewhere and self._generations.serving.ask_one_worker(message)
 
 
 def identify(settings: Settings, listeners: Iterable[Listener], started: datetime) -> Identity:

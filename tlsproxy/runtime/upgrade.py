@@ -101,6 +101,7 @@ class Upgrades:
             raise
         except BaseException:
             await self._give_up(LEAVE_TIME)
+            estate.take_back()
             raise
         self._heir = self._successor.pid
         self._order = parting_from(estate.settings(), prepared)
