@@ -138,7 +138,8 @@ def test_a_port_that_is_taken_is_said_and_changes_nothing() -> None:
             number = taken.getsockname()[1]
             async with opened() as port:
                 with pytest.raises(
-                    ListenError, match=rf"^admin\.metrics: cannot listen on 127\.0\.0\.1:{number}: .*taken"
+                    ListenError,
+                    match=rf"^admin\.metrics: cannot listen on 127\.0\.0\.1:{number}: .*taken.*another port\.$",
                 ):
                     await port.prepare(settings(f"127.0.0.1:{number}"))
                 assert (await ask(port.bound[0]))[0] == 200

@@ -117,6 +117,8 @@ def test_a_port_that_another_process_has_is_refused_and_nothing_is_left(taken: i
     with listening([ANY]) as before:
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{taken}: the port is taken by"):
             change_listeners(before, [ANY, ANY, f"127.0.0.1:{taken}"], [], 2)
+        with pytest.raises(ListenError, match=r"Stop it, or .* another port \(listen\.http in the configuration\)\.$"):
+            change_listeners(before, [ANY], [ANY, f"127.0.0.1:{taken}"], 2)
         assert can_connect(port(before[0]))
 
 
@@ -125,7 +127,7 @@ def test_a_port_that_is_taken_in_the_last_moment_is_refused() -> None:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind(("127.0.0.1", port(change.new[0])))
         thief.listen()
-        with pytest.raises(ListenError, match="the port is taken by"):
+        with pytest.raises(ListenError, match=r"the port is taken by .*\(listen\.http in the configuration\)"):
             change.commit()
 
 

@@ -294,7 +294,9 @@ def test_what_cannot_be_served_changes_nothing(start_proxy: StartProxy, sites: s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         path.write_text(good.replace('"127.0.0.1:0"', f'"127.0.0.1:0", "127.0.0.1:{port}"', 1))
-        assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in fail_to_reload(proxy).err
+        said = fail_to_reload(proxy).err
+        assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in said
+        assert "another port (listen.https in the configuration).\nThe proxy goes on with the configuration" in said
 
     path.write_text(good.replace("admin.sock", "tlsproxy.toml", 1))
     assert "is no socket" in fail_to_reload(proxy).err

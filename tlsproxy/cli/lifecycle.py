@@ -13,6 +13,9 @@ import typer
 from tlsproxy.cli.certs import follow
 from tlsproxy.cli.common import ConfigOption, JsonOption, SocketOption, Target
 from tlsproxy.cli.output import say, say_json
+from tlsproxy.errors import TlsproxyError
+
+_UNSERVED = (422, 500)  # how a reload that was begun ends, but for a stop of the proxy
 
 
 def reload(config: ConfigOption = None, socket: SocketOption = None, as_json: JsonOption = False) -> None:
@@ -20,7 +23,10 @@ def reload(config: ConfigOption = None, socket: SocketOption = None, as_json: Js
     target = Target(config, socket)
     if socket is None:
         _ = target.settings  # what is wrong with them need not be asked of the proxy
-    _work("reload", target, _reloaded, as_json=as_json)
+    try:
+        _work("reload", target, _reloaded, as_json=as_json)
+    except TlsproxyError as error:
+        raise _unchanged(error) from error
 
 
 def upgrade(
@@ -49,6 +55,15 @@ def _work(
         say_json(result)
     else:
         say(words(result))
+
+
+def _unchanged(error: TlsproxyError) -> TlsproxyError:
+    """What was read and could not be served has changed nothing; who reads why wants to know that first of all."""
+    from tlsproxy.runtime.adminclient import AdminError
+
+    if not isinstance(error, AdminError) or error.status not in _UNSERVED:
+        return error
+    return AdminError(f"{error}\nThe proxy goes on with the configuration it had.", error.status)
 
 
 def _reloaded(result: Mapping[str, Any]) -> str:

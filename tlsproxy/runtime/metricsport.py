@@ -16,7 +16,7 @@ from typing import Final
 from tlsproxy.runtime import adminhttp
 from tlsproxy.runtime.adminhttp import Answer, Handler, Lines, Request
 from tlsproxy.runtime.generations import NothingServes
-from tlsproxy.runtime.sockets import ListenError, bind_entry
+from tlsproxy.runtime.sockets import ListenError, bind_entry, while_running
 from tlsproxy.settings import Settings
 
 MAX_CLIENTS: Final = 16
@@ -161,9 +161,4 @@ def _bind(address: str) -> tuple[socket.socket, ...]:
     try:
         return tuple(listener.socket for listener in bind_entry("http", address, 0, 1))
     except ListenError as error:
-        raise ListenError(f"admin.metrics: {_about_this_port(str(error))}") from error
-
-
-def _about_this_port(text: str) -> str:
-    """What the options for other listeners are has no place here."""
-    return text.replace(" (--https :8443 --http :8080)", "")
+        raise ListenError(f"admin.metrics: {while_running(error)}") from error  # no option leads here, ever

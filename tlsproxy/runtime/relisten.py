@@ -9,7 +9,7 @@ same reason a slot is never given up again: a socket that closes takes its queue
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tlsproxy.runtime.messages import ListenerKind
@@ -22,6 +22,7 @@ from tlsproxy.runtime.sockets import (
     join_listeners,
     parse_address,
     start_listening,
+    while_running,
 )
 
 _EVERYWHERE = frozenset({"", "::", "0.0.0.0"})
@@ -42,7 +43,8 @@ class Relisten:
     def commit(self) -> None:
         """Listen with the new ones too. Raises ListenError when another process came first; then `undo` is due."""
         for listener in self.new:
-            start_listening(listener)
+            with _naming(listener.kind):
+                start_listening(listener)
 
     def undo(self) -> None:
         """Close the new ones; the others are as they were."""
@@ -64,13 +66,24 @@ def change_listeners(before: Sequence[Listener], https: Iterable[str], http: Ite
             group = [replace(each, kind=kind, entry=entry) for each in kept.get(entry, ())]
             if not group:
                 _refuse_overlap(text, [*before, *listeners])
-                new += (group := bind_entry(kind, text, entry, slots, listens=False))
+                with _naming(kind):
+                    group = bind_entry(kind, text, entry, slots, listens=False)
+                new += group
             for slot in range(max(each.slot for each in group) + 1, slots):
                 new += (joined := join_listeners(group, slot))
                 group += joined
             listeners += group
         undo.pop_all()
     return Relisten(tuple(listeners), tuple(new), tuple(each for each in before if id(each) not in staying))
+
+
+@contextlib.contextmanager
+def _naming(kind: ListenerKind) -> Iterator[None]:
+    """Who has changed the file is told what to change in it."""
+    try:
+        yield
+    except ListenError as error:
+        raise while_running(error, f"listen.{kind}") from error
 
 
 def _match(before: Iterable[Listener], wanted: Sequence[tuple[ListenerKind, str]]) -> dict[int, list[Listener]]:

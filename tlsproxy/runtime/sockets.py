@@ -25,6 +25,7 @@ from tlsproxy.runtime.portholder import find_port_holder
 BACKLOG = 4096
 """Connections the kernel may hold while all workers are busy; it lowers this to net.core.somaxconn by itself."""
 
+_AT_START = " (--https :8443 --http :8080)"
 _SPREADS = sys.platform == "linux"
 """Whether the kernel spreads connections over the sockets of an address. Elsewhere the last one bound gets them all."""
 
@@ -115,6 +116,11 @@ def join_listeners(listeners: Iterable[Listener], slot: int) -> list[Listener]:
             joined.append(replace(first, socket=sock, slot=slot))
         undo.pop_all()
     return joined
+
+
+def while_running(error: ListenError, key: str = "") -> ListenError:
+    """Return the same for a proxy that runs: its addresses come from `key` of the configuration, not from options."""
+    return ListenError(str(error).replace(_AT_START, f" ({key} in the configuration)" if key else ""))
 
 
 def start_listening(listener: Listener) -> None:
@@ -247,7 +253,7 @@ def _listen(
 def _explain(error: OSError, address: Address) -> str:
     if error.errno == errno.EADDRINUSE:
         holder = find_port_holder(address.port) or "another process"
-        return f"the port is taken by {holder}. Stop it, or choose another port (--https :8443 --http :8080)."
+        return f"the port is taken by {holder}. Stop it, or choose another port{_AT_START}."
     if error.errno in (errno.EACCES, errno.EPERM):
         return _explain_denied(address.port)
     if error.errno == errno.EADDRNOTAVAIL:
@@ -260,7 +266,7 @@ def _explain_denied(port: int) -> str:
         f"permission denied, ports below {_unprivileged_port_start()} are reserved. One of these helps: "
         f"`setcap cap_net_bind_service=+ep` on the Python binary; "
         f"`sysctl -w net.ipv4.ip_unprivileged_port_start={port}`; "
-        f"run as root with server.user set; or use higher ports (--https :8443 --http :8080)."
+        f"run as root with server.user set; or use higher ports{_AT_START}."
     )
 
 
