@@ -80,14 +80,18 @@ def test_sites_with_what_is_not_as_configured(capsys: Output) -> None:
     assert states == ["STATE", "as configured", "swapped", "paused 12 s", "paused 12 s, swapped"]
 
 
-def test_a_pause_and_its_end(capsys: Output) -> None:
+@pytest.mark.parametrize(
+    ("was_paused", "said"), [(True, "no longer paused, its requests go on"), (False, "was not paused")]
+)
+def test_a_pause_and_its_end(was_paused: bool, said: str, capsys: Output) -> None:
     paused, resumed = ({"site": "a.test", "paused_for": time, "warnings": []} for time in (20.0, 0.0))
+    resumed["was_paused"] = was_paused
     answers = {"POST /sites/b.test/pause": Answer(200, paused), "POST /sites/b.test/resume": Answer(200, resumed)}
     with answering(SOCKET, answers) as asked:
         assert cli.main(["admin", "sites", "pause", "b.test", "--for", "20s"]) == 0
         assert cli.main(["admin", "sites", "resume", "b.test"]) == 0
     assert [request.options for request in asked] == [{"for": "20s"}, {}]
-    assert capsys.readouterr().out == "a.test: paused for 20 s\na.test: serves\n"
+    assert capsys.readouterr().out == f"a.test: paused for 20 s\na.test: {said}\n"
 
 
 def test_without_a_proxy_there_is_nothing_to_ask(capsys: Output) -> None:

@@ -80,8 +80,15 @@ class TestPause:
         assert (answer["site"], answer["paused_for"]) == ("a.test", 20.0)
         assert before + 20 <= house.herds[0].plan.paused["a.test"] <= time.time() + 20
         assert 19 < act(house, "sites")[0]["paused_for"] <= 20
-        act(house, "unpause", "a.test")
+        assert act(house, "unpause", "b.test")["was_paused"] is True
         assert house.herds[0].plan.paused == {}
+        assert act(house, "unpause", "a.test")["was_paused"] is False
+
+    def test_a_pause_that_has_ended_by_itself_is_none(self, store: Path) -> None:
+        house = House(settings(store))
+        act(house, "pause", "a.test", **{"for": "0.001s"})
+        time.sleep(0.002)
+        assert act(house, "unpause", "a.test")["was_paused"] is False
 
     @pytest.mark.parametrize(
         ("host", "options", "status"),

@@ -49,7 +49,9 @@ def resume(host: HostArgument, config: ConfigOption = None, socket: SocketOption
     """Undo `pause`: what waits goes on."""
     answer = Target(config, socket).client.post("sites", host, "resume")
     warn(answer.get("warnings", ()))
-    say(harmless(f"{answer['site']}: serves"))
+    # A proxy that is not yet of this version does not say whether there was something to end.
+    said = "no longer paused, its requests go on" if answer.get("was_paused", True) else "was not paused"
+    say(harmless(f"{answer['site']}: {said}"))
 
 
 def _cells(site: Mapping[str, Any], route: Mapping[str, Any]) -> list[Cell]:

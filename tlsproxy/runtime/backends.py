@@ -143,8 +143,9 @@ class Backends:
 
     async def resume_site(self, host: str) -> dict[str, Any]:
         site = self.site(host).hosts[0]
+        was_paused = self.plan.paused.get(site, 0.0) > time.time()
         warnings = await self.change(replace(self._state, plan=plans.unpaused(self.plan, site)))
-        return {"site": site, "paused_for": 0.0, "warnings": warnings}
+        return {"site": site, "paused_for": 0.0, "was_paused": was_paused, "warnings": warnings}
 
     # --- for swaps ----------------------------------------------------------------------------------------------------
 
