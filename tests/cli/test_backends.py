@@ -65,6 +65,23 @@ def test_a_swap_shows_its_steps(capsys: Output) -> None:
     assert found.err == "warning: 2 requests go on\n"
 
 
+@pytest.mark.parametrize("to", [(NEW, URL), (f"{NEW},{URL}",), (f" {NEW}, {URL} ",)])
+def test_several_are_written_with_commas_or_one_by_one(to: tuple[str, ...]) -> None:
+    result: dict[str, Any] = {"route": "a.test /", "backends": [NEW, URL], "before": [], "warnings": []}
+    with answering(SOCKET, {"POST /backends/swap": [{"status": 200, "result": result}]}) as asked:
+        command = ["admin", "backends", "swap", "--site", "a.test"]
+        assert cli.main([*command, *(word for each in to for word in ("--to", each))]) == 0
+    assert asked[0].options["to"] == f"{NEW},{URL}"
+
+
+@pytest.mark.parametrize("to", ["", ",", f"{NEW},", f"{NEW},,{URL}"])
+def test_a_gap_between_them_is_refused_before_anybody_is_asked(to: str, capsys: Output) -> None:
+    with answering(SOCKET, {}) as asked:
+        assert cli.main(["admin", "backends", "swap", "--site", "a.test", "--to", to]) == 2
+    assert asked == []
+    assert "lacks a URL; write --to URL,URL or --to URL --to URL" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_swap_that_failed_is_an_exit_code_and_a_reason(capsys: Output) -> None:
     step: dict[str, Any] = {"step": "check", "host": "a", "text": "b"}
     lines = [step, {"status": 502, "error": "Nothing was changed."}]

@@ -53,7 +53,10 @@ def resume(url: UrlArgument, config: ConfigOption = None, socket: SocketOption =
 @app.command()
 def swap(
     site: Annotated[str, typer.Option("--site", metavar="HOST", help="A host of the site.")],
-    to: Annotated[list[str], typer.Option("--to", metavar="URL", help="A new backend; may be repeated.")],
+    to: Annotated[
+        list[str],
+        typer.Option("--to", metavar="URL[,URL…]", help="The new backends; commas between them, or --to for each."),
+    ],
     path: Annotated[str, typer.Option("--path", metavar="PATH", help="Path of the route.")] = "/",
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="TIME", help="For all new ones to be well; else nothing changes.")
@@ -68,7 +71,7 @@ def swap(
 
     Exit code 1: not all were well in time, and nothing was changed. Naming the configured ones ends the swap.
     """
-    options = {"site": site, "to": ",".join(to), "path": path, "timeout": timeout, "drain": drain_time}
+    options = {"site": site, "to": ",".join(_each(to)), "path": path, "timeout": timeout, "drain": drain_time}
     result = certs.follow(Target(config, socket).client.work("backends", "swap", options=options), "sites list")
     warn(result.get("warnings", ()))
     say(harmless(f"{result['route']}: {', '.join(result['backends'])}"))
@@ -77,6 +80,15 @@ def swap(
 def warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         complain(harmless(f"warning: {warning}"))
+
+
+def _each(written: Iterable[str]) -> list[str]:
+    """Every URL alone. A gap is refused: behind it is a variable that was to have a URL in it."""
+    urls = [url.strip() for text in written for url in text.split(",")]
+    if not all(urls):
+        hint = "write --to URL,URL or --to URL --to URL"
+        raise typer.BadParameter(f"{harmless(repr(','.join(written)))} lacks a URL; {hint}", param_hint="--to")
+    return urls
 
 
 def _show(answer: Mapping[str, Any], said: str) -> None:
