@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -129,6 +130,7 @@ def test_a_certificate_on_demand_is_asked_for_and_awaited(tmp_path: Path) -> Non
         try:
             alone.send(Start(settings, (("https", listener.fileno(), 0),), ticket_secret="00" * 32))
             assert alone.hear() == Ready()
+            alone.send(Serve())
             with socket.create_connection(listener.getsockname(), PATIENCE) as refused:
                 refused.sendall(first_flight("bad.example.com", client_context()))
                 assert alone.hear() == CertificateWanted("bad.example.com", "127.0.0.1")
@@ -142,6 +144,29 @@ def test_a_certificate_on_demand_is_asked_for_and_awaited(tmp_path: Path) -> Non
                 assert served.recv(1) == b"\x16"  # a ServerHello
         finally:
             alone.close()
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_it_accepts_from_nobody_until_all_are_ready(serves: bool) -> None:
+    """A generation that is not to serve after all has nobody to cut."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(LoneWorker(listener)) as alone:
+        alone.send(Start(json.dumps(SETTINGS), (("http", listener.fileno(), 0),), ticket_secret="00" * 32))
+        assert alone.hear() == Ready()
+        with socket.create_connection(listener.getsockname(), PATIENCE) as client:
+            client.sendall(b"GET / HT")
+            if serves:
+                alone.send(Serve())
+                while not _connections(alone):
+                    pass
+            else:
+                assert [_connections(alone) for _ in range(3)] == [0, 0, 0]
+
+
+def _connections(alone: LoneWorker) -> int:
+    alone.send(StatsRequest())
+    told = alone.hear()
+    assert isinstance(told, Stats)
+    return told.values["connections"]
 
 
 def test_it_leaves_when_there_is_nobody_before_the_start(worker: LoneWorker) -> None:

@@ -97,15 +97,15 @@ class Front:
 
     # --- for the worker process ---------------------------------------------------------------------------------------
 
-    def start(self, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
-        """Accept from these sockets, the worker's own, from now on; they are owned by the Front."""
+    def start(self, listeners: Sequence[tuple[Kind, socket.socket]] = ()) -> None:
+        """Begin to look after things, and to accept from these sockets; they are owned by the Front."""
         self._listeners = [self._listen(kind, sock) for kind, sock in listeners]
         self._tick_handle = self.loop.call_later(_TICK, self._tick)
         self._lag.start(self.loop.time())
         self._checks.follow(self._sites)
 
     def adopt(self, slot: int, listeners: Sequence[tuple[Kind, socket.socket]]) -> None:
-        """Accept from the sockets of another slot too; they are the Front's until `release` hands them back."""
+        """Accept from the sockets of a slot; they are the Front's until `release` hands them back."""
         self._adopted[slot] = [(kind, self._listen(kind, sock)) for kind, sock in listeners]
 
     def release(self, slot: int) -> list[tuple[Kind, socket.socket]]:

@@ -349,8 +349,7 @@ class Generation:
                 delay, failures = plan_replacement(failures, healthy_for=0.0)
                 _log_failure(spec, error, delay)
             else:
-                if not spec.is_worker:
-                    child.channel.send(Serve())
+                child.channel.send(Serve())
                 self.spread()
                 logger.info("%s.replaced", spec.role, extra={"slot": spec.start.slot, "child": child.pid})
                 return child, failures

@@ -59,7 +59,9 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True)
 class Serve:
-    """Supervisor → certifier: all of the generation are ready. Work for CAs, which takes CPU from them, may begin."""
+    """Supervisor → child: all of the generation are ready. A worker may accept from its slot, a certifier begin to work
+    for CAs, which takes CPU from the others.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -281,6 +281,7 @@ class Supervisor:
             undo.push_async_callback(self._generations.discard, generation)
             listeners.commit()
             undo.pop_all()
+        generation.change_plan(self._backends.plan_for(settings))  # operators may have spoken meanwhile
         order = parting(self._settings, settings, listeners.dropped)
         self._settings, self._log_maker, self._listeners = settings, log_maker, listeners.listeners
         self._generations.serve(generation, order)

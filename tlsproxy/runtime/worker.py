@@ -1,8 +1,9 @@
 """A worker process: from its control socket to a serving Front, and out again. `python -m tlsproxy.runtime.worker`.
 
-Knows the order of its life (Start, drop, build, Ready, serve, drain), nothing of connections. Rules: it leaves in
-three ways only, and all of them drain: told to by the supervisor, by SIGTERM, or because the supervisor is gone (its
-end of the control socket closes, even by kill -9). An exception in a callback is logged and ends nothing else.
+Knows the order of its life (Start, drop, build, Ready, Serve, drain), nothing of connections. Rules: it accepts from
+nobody before all of its generation are ready (Serve), so that one that is not to serve after all has nobody to cut. It
+leaves in three ways only, and all of them drain: told to by the supervisor, by SIGTERM, or because the supervisor is
+gone (its end of the control socket closes, even by kill -9). An exception in a callback is logged, and ends nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from tlsproxy.runtime.messages import (
     StatsRequest,
 )
 from tlsproxy.runtime.privileges import drop_privileges
-from tlsproxy.runtime.sockets import Slots, inherit_listeners, is_listening
+from tlsproxy.runtime.sockets import Slots, inherit_listeners
 from tlsproxy.settings import Settings
 from tlsproxy.store.base import open_store
 
@@ -104,7 +105,7 @@ def _prepare(start: Start, channel: ControlChannel) -> Worker | int:
 
 
 def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[Front, Slots]:
-    """Return the Front, which listens on this worker's slot, and the sockets that it does not listen on (yet)."""
+    """Return the Front, which listens nowhere yet, and the sockets of all slots."""
     logs.configure(settings.log)
     # Before the store, a key or a client is touched: what root alone can read must fail now, not at a renewal.
     drop_privileges(settings.server.user)
@@ -116,12 +117,8 @@ def _set_up(settings: Settings, start: Start, channel: ControlChannel) -> tuple[
         want=lambda host, client: channel.send(CertificateWanted(host, client)),
     )
     front.apply(start.plan)
-    slots = inherit_listeners(start.listeners)
-    own = slots.pop(start.slot, ())
-    front.start([each for each in own if is_listening(each[1])])
-    if later := [each for each in own if not is_listening(each[1])]:
-        slots[start.slot] = later  # until Serve
-    return front, slots
+    front.start()
+    return front, inherit_listeners(start.listeners)
 
 
 def _spare_the_collector() -> None:
@@ -139,7 +136,7 @@ class Worker:
     # Probe).
 
     def __init__(self, channel: ControlChannel, front: Front, others: Slots, *, slot: int, drain: float) -> None:
-        """`others` are inherited sockets of other slots, and those of its own that nobody listens on yet.
+        """`others` are the inherited sockets: those of its own `slot` until Serve, and those of other slots.
 
         `drain` is the time to leave in when no order names one.
         """
