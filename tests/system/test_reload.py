@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.system.commands import Said, admin, following, tlsproxy
 from tests.system.conftest import StartProxy
-from tests.system.pressure import descriptors, is_gone, resident
+from tests.system.pressure import Load, descriptors, is_gone, resident
 from tests.system.regulars import conversing, multiplexing, pressing, returning
 from tests.system.running import PATIENCE, Proxy, free_port, until, write_pair
 
@@ -320,6 +320,21 @@ def test_a_child_that_dies_at_its_start_changes_nothing(start_proxy: StartProxy,
         assert f"{name} ended with signal SIGKILL before it was ready" in "".join(lines)
     until(lambda: children(proxy) == before, "only the old ones are left")
     assert ask(proxy) == "hello"
+
+
+def test_a_generation_that_does_not_come_to_serve_cuts_nobody(start_proxy: StartProxy, sites: str) -> None:
+    """Its other worker has long been ready when this one dies."""
+    proxy = start_proxy(sites, workers=2)
+    before = children(proxy)
+    with following_failure(proxy) as lines, Load(proxy, 4, "/hello") as load:
+        new = until(lambda: sorted(set(children(proxy, "worker")) - set(before))[1:], "the new workers")[-1]
+        os.kill(new, signal.SIGSTOP)
+        load.more(3000)
+        os.kill(new, signal.SIGKILL)
+        assert "ended with signal SIGKILL before it was ready" in "".join(lines)
+        load.more(100)
+    assert load.failed == []
+    assert load.turned_away == []
 
 
 def test_a_stop_during_a_reload_ends_both(start_proxy: StartProxy, sites: str) -> None:
