@@ -109,7 +109,8 @@ def report(samples: list[Sample], crowd: Crowd, stage: Stage) -> str:
         for tally in crowd.tallies
     ]
     lines += ["", "| deed | done | failed |", "|---|---|---|"]
-    lines += [f"| {name} | {count} | {stage.failed[name]} |" for name, count in sorted(stage.done.items())]
+    deeds = sorted({*stage.done, *stage.failed})
+    lines += [f"| {deed} | {stage.done[deed]} | {stage.failed[deed]} |" for deed in deeds]
     lines += ["", "| | first | last | median | slope per hour |", "|---|---|---|---|---|"]
     settled = samples[int(len(samples) * WARM_UP) :]
     for name, unit in (("supervisor", MIB), ("worker", MIB), ("certifier", MIB), ("memory", MIB)):
