@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -14,12 +15,12 @@ from tlsproxy.doctor import schemes, streams
 from tlsproxy.doctor.asking import Address, Answer
 from tlsproxy.doctor.caa import CaaRecord, decide
 from tlsproxy.doctor.certificates import find_gap, judge_dates
-from tlsproxy.doctor.findings import Report
+from tlsproxy.doctor.findings import Report, counted
 from tlsproxy.doctor.handshake import Seen, Target
 from tlsproxy.doctor.names import judge_foreign
 from tlsproxy.doctor.prefixes import roots
 from tlsproxy.doctor.schemes import Belief
-from tlsproxy.doctor.servers import Server, believing, product, starting, staying
+from tlsproxy.doctor.servers import Server, believing, is_plain, product, starting, staying
 from tlsproxy.doctor.subject import Asked, Subject, whose
 from tlsproxy.settings import Route, Settings, Site
 
@@ -195,13 +196,42 @@ def test_commands_stand_for_themselves() -> None:
     assert believing(Server("granian"), unix, "").endswith('trusted_hosts="*")')
     worker = Server("uvicorn", app="api:app", runs_in="gunicorn")
     assert staying(worker, Address("http://[::1]:80"), 5) == (
-        "gunicorn -k uvicorn.workers.UvicornWorker api:app --bind [::1]:80 --keep-alive 5"
+        "gunicorn -k uvicorn.workers.UvicornWorker api:app --bind [::1]:80 --keep-alive 5  "
+        "# add to your own command: --keep-alive 5"
     )
-    deaf = Server("uvicorn", app="api:app", is_deaf=True)
+    deaf = Server("uvicorn", app="api:app", is_deaf=True, is_plain=True)
     assert believing(deaf, Address("http://127.0.0.1:80"), "127.0.0.1") == (
         "uvicorn api:app --host 127.0.0.1 --port 80 --proxy-headers --forwarded-allow-ips 127.0.0.1"
     )
     assert "FORWARDED_ALLOW_IPS=10.0.0.2" in believing(Server("nginx"), Address("http://b:1"), "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("said", "plain"),
+    [
+        ("api:app", True),
+        ("api:app --port=8000 --host 127.0.0.1", True),
+        ("api:app --app-dir src --port 8000", False),
+        ("api:app --host 0.0.0.0 --port 8000", False),
+    ],
+)
+def test_a_command_that_is_not_repeated_in_full_says_so(said: str, plain: bool) -> None:
+    """What else is in it is not shown: it may be a secret."""
+    address = Address("http://127.0.0.1:8000")
+    server = Server("uvicorn", app="api:app")
+    assert is_plain(said.split(), server, address) is plain
+    advice = believing(replace(server, is_plain=plain), address, "127.0.0.1")
+    assert advice.endswith("# add to your own command: --forwarded-allow-ips 127.0.0.1") is not plain
+    assert "src" not in advice
+    assert not is_plain([], Server("uvicorn"), address)  # whose application is not known
+
+
+def test_numbers_of_things() -> None:
+    assert [counted(number, "certificate") for number in (0, 1, 2)] == [
+        "0 certificates",
+        "1 certificate",
+        "2 certificates",
+    ]
 
 
 def test_a_subject_asks_as_the_proxy_does() -> None:

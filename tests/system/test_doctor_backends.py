@@ -230,7 +230,11 @@ def test_a_server_that_does_not_believe_the_proxy_is_told_how(
     found = findings.of(addresses[name], "scheme")
     address = addresses[name]
     wanted = BELIEVING[name].format(port=address.rpartition(":")[2], path=address.removeprefix("unix:"))
-    assert (found["state"], found["fix"]) == ("bad", wanted)
+    command, _, note = found["fix"].partition("  # ")
+    assert (found["state"], command) == ("bad", wanted)
+    # Each was started with options that are not repeated here.
+    options = wanted[wanted.index("--forwarded-allow-ips") :] if "--forwarded-allow-ips" in wanted else ""
+    assert note == (options and f"add to your own command: {options}")
 
 
 def test_what_shows_no_redirect_is_unknown(addresses: dict[str, str], findings: Findings) -> None:

@@ -77,7 +77,7 @@ async def examine_reach(subject: Subject, facts: Facts) -> Report:
 
 async def _tell_unanswered(report: Report, subject: Subject, error: Unanswered) -> None:
     address = subject.address
-    start = servers.starting(Server(), address)
+    start = f"{servers.starting(Server(), address)}  # or your own command, to listen there"
     match error.kind:
         case "refused" | "missing":
             report.bad(REACHABLE, f"nobody listens there ({error})", fix=start)

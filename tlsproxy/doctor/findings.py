@@ -65,6 +65,10 @@ class Report:
         self.findings.append(Finding(self.about, check, state, text, fix, tuple(details)))
 
 
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def count(findings: Iterable[Finding]) -> dict[State, int]:
     states = [finding.state for finding in findings]
     return {state: states.count(state) for state in State}

@@ -10,12 +10,13 @@ import contextlib
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from tlsproxy.doctor.addresses import is_own, own_addresses
 from tlsproxy.doctor.asking import Address
-from tlsproxy.doctor.servers import KNOWN, Server
+from tlsproxy.doctor.servers import KNOWN, Server, is_plain
 
 _PROC = Path("/proc")
 _LISTENING = "0A"
@@ -27,15 +28,25 @@ def find_server(address: Address, name: str) -> Server:
     """Return what is known of the server that listens there; `name` is what it calls itself, maybe ""."""
     for pid in _holders(_inodes(address)):
         words = _command(pid)
-        started = next((known for known in KNOWN if any(known in Path(word).name for word in words[:4])), "")
+        started, said = _started(words)
         real = name or started
         version = _version(pid, words, real)
         if not started and not version:  # something between, as docker-proxy
             continue
         runs_in = started if started == "gunicorn" and real == "uvicorn" else ""
         app = next((word for word in words[1:] if _APP.fullmatch(word)), "")
-        return Server(real, version, app, pid, runs_in, is_deaf="--no-proxy-headers" in words)
+        server = Server(real, version, app, pid, runs_in, is_deaf="--no-proxy-headers" in words)
+        return replace(server, is_plain=bool(started) and is_plain(said, server, address))
     return Server(name)
+
+
+def _started(words: list[str]) -> tuple[str, list[str]]:
+    """Return the server that a command starts ("" for none), and what the command says after its name."""
+    for known in KNOWN:
+        for index, word in enumerate(words[:4]):
+            if known in Path(word).name:
+                return known, words[index + 1 :]
+    return "", []
 
 
 def _inodes(address: Address) -> set[str]:

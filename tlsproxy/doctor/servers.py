@@ -6,6 +6,7 @@ line of code that stands for itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlsproxy.doctor.asking import Address
@@ -19,7 +20,8 @@ class Server:
     """Who answers. `name` is of KNOWN, or what the server calls itself, "" if nothing is known.
 
     `app` is what it was started with ("main:app"), `runs_in` is "gunicorn" for uvicorn's workers there.
-    `is_deaf`: it was told to believe no forwarding headers at all.
+    `is_deaf`: it was told to believe no forwarding headers at all. `is_plain`: its own command says nothing that
+    `starting` would leave out.
     """
 
     name: str = ""
@@ -28,6 +30,7 @@ class Server:
     pid: int = 0
     runs_in: str = ""
     is_deaf: bool = False
+    is_plain: bool = False
 
     def __str__(self) -> str:
         named = " ".join(part for part in (self.name, self.version) if part) or "a server that does not say its name"
@@ -60,6 +63,21 @@ def starting(server: Server, address: Address) -> str:
             return f"uvicorn {app} --host {host} --port {port}"
 
 
+def is_plain(words: Sequence[str], server: Server, address: Address) -> bool:
+    """Tell whether `starting` repeats all of a command; `words` are what follows the server's name in it."""
+    said = set(starting(server, address).split())
+    return bool(server.app) and all(part in said for word in words for part in word.split("=", 1))
+
+
+def _with(server: Server, address: Address, options: str) -> str:
+    """Return the command with options added, and say so where it is not all of the server's own.
+
+    What else is in a command line is not repeated: it may hold secrets, and is not always seen.
+    """
+    note = "" if server.is_plain else f"  # add to your own command: {options}"
+    return f"{starting(server, address)} {options}{note}"
+
+
 def believing(server: Server, address: Address, peer: str) -> str:
     """Return how a server learns to believe X-Forwarded-Proto of the proxy, which connects from `peer`."""
     match server.runs_in or server.name:
@@ -76,8 +94,8 @@ def believing(server: Server, address: Address, peer: str) -> str:
             )
         case "uvicorn" | "gunicorn":
             # The last of two contrary options counts, so this mends the command wherever it is added.
-            heed = " --proxy-headers" if server.is_deaf else ""
-            return f"{starting(server, address)}{heed} --forwarded-allow-ips {_allowed(address, peer)}"
+            heed = "--proxy-headers " if server.is_deaf else ""
+            return _with(server, address, f"{heed}--forwarded-allow-ips {_allowed(address, peer)}")
         case _:
             return f"FORWARDED_ALLOW_IPS={_allowed(address, peer)}  # in the environment of uvicorn or gunicorn"
 
@@ -97,13 +115,13 @@ def staying(server: Server, address: Address, seconds: int) -> str:
     }.get(server.runs_in or server.name)
     if option is None:
         return f"# make the server at {address.url} keep idle connections for {seconds} s or longer"
-    return f"{starting(server, address)} {option}"
+    return _with(server, address, option)
 
 
 def prefixed(server: Server, address: Address, prefix: str, *, strips: bool) -> str:
     """Return how an application learns that it lives under a prefix. Which way is right depends on who strips it."""
     if strips and server.name == "uvicorn" and not server.runs_in:
-        return f"{starting(server, address)} --root-path {prefix}"
+        return _with(server, address, f"--root-path {prefix}")
     return f'app = FastAPI(root_path="{prefix}")'
 
 
@@ -113,6 +131,6 @@ def with_websockets(server: Server, address: Address) -> str:
         case "uvicorn":
             return "pip install 'uvicorn[standard]'  # and start it without --ws none"
         case "granian":
-            return f"{starting(server, address)} --ws"
+            return _with(server, address, "--ws")
         case _:
             return ""
