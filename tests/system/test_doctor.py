@@ -100,7 +100,13 @@ def test_a_proxy_that_is_well(run: Run, app: str) -> None:
     for host in ("files.test", "localhost"):
         for check in ("certificate", "handshake", "served", "http"):
             assert run.state(host, check) == "ok"
-    assert run.state("localhost", "chain") == "ok"
+    chain = run.of("localhost", "chain")
+    assert (chain["state"], chain["text"]) == (
+        "ok",
+        "complete, 1 certificate; clients that trust the internal CA accept it",
+    )
+    assert "holds 1 certificate and the root of the internal CA," in run.of("this machine", "store")["text"]
+    assert "1 worker," in run.of("this machine", "proxy")["text"]
     # Of an authority that this machine does not know, nothing bad is said.
     assert run.state("files.test", "chain") == "unknown"
     assert run.state(app, "backend") == "ok"
@@ -133,6 +139,35 @@ def test_a_certificate_that_is_not_served(proxy: Proxy, authority: trustme.CA, t
     found = doctor("--config", tmp_path / "tlsproxy.toml").of("files.test", "served")
     assert found["state"] == "bad"
     assert found["fix"] == f"tlsproxy admin reload --config {tmp_path}/tlsproxy.toml"
+
+
+LATE = "late.localhost"
+
+
+def test_a_host_that_the_running_proxy_does_not_know_yet(proxy: Proxy, tmp_path: Path) -> None:
+    """It was written into the file, and not reloaded: that is said, once, and nothing that follows from it."""
+    config = tmp_path / "tlsproxy.toml"
+    config.write_text((proxy.folder / "tlsproxy.toml").read_text() + site(LATE, '"internal"', NOBODY))
+    for name in ("site.pem", "site.key", "chain.pem", "key.pem"):
+        shutil.copy(proxy.folder / name, tmp_path)
+    run = doctor(LATE, "--config", config)
+    found = run.of(LATE, "site")
+    assert found["state"] == "bad"
+    assert found["text"].startswith(f"the running proxy (pid {proxy.pid}) does not serve {LATE}: its configuration is")
+    assert found["fix"] == f"tlsproxy admin reload --config {config}"
+    assert {each["check"] for each in run.findings if each["about"] == LATE} == {"site", "DNS", "certificate"}
+    stored = run.of(LATE, "certificate")
+    assert (stored["state"], stored["fix"]) == ("unknown", None)
+    assert "when the running proxy serves this host" in stored["text"]
+
+
+def test_a_host_of_the_command_line_beside_another_configuration(proxy: Proxy) -> None:
+    run = doctor("--site", f"{LATE}={NOBODY}", "--config", proxy.folder / "tlsproxy.toml")
+    found = run.of(LATE, "site")
+    assert found["state"] == "unknown"
+    assert f"(pid {proxy.pid}) does not serve {LATE}" in found["text"]
+    assert found["fix"].startswith("tlsproxy admin reload --config ")
+    assert not [each for each in run.findings if each["about"] == LATE and each["check"] == "handshake"]
 
 
 def test_a_worker_that_hangs_is_not_waited_for(proxy: Proxy) -> None:

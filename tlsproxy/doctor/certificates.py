@@ -19,7 +19,7 @@ from tlsproxy.certs import served
 from tlsproxy.certs.catalogue import Catalogue
 from tlsproxy.certs.words import span
 from tlsproxy.doctor.facts import in_thread
-from tlsproxy.doctor.findings import Report
+from tlsproxy.doctor.findings import Report, counted
 from tlsproxy.doctor.handshake import Seen, Target, verify, why_not
 from tlsproxy.doctor.house import HANDSHAKE, House
 from tlsproxy.doctor.subject import concrete
@@ -28,8 +28,9 @@ from tlsproxy.settings import Issuer, Site, directories
 from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.sources import NotYet, certificate_files
 
-STORED, SERVED, CHAIN, HANDSHAKE_CHECK = "certificate", "served", "chain", "handshake"
+SITE, STORED, SERVED, CHAIN, HANDSHAKE_CHECK = "site", "certificate", "served", "chain", "handshake"
 _SUDO = "Run this as the user that runs the proxy (with sudo, if that is root)."
+_NOT_BEFORE = "there is none yet; there will be one when the running proxy serves this host"
 _SOON = timedelta(days=1)
 _PATIENCE = 3.0
 
@@ -42,7 +43,7 @@ async def examine_stored(house: House, site: Site, host: str) -> Report:
     except NotYet:
         await _tell_missing(report, house, host)
     except (CertificateError, StoreError) as error:
-        _tell_unreadable(report, house, error, host)
+        await _tell_unreadable(report, house, error, host)
     else:
         judge_dates(report, site, bundles, host, datetime.now(UTC))
     return report
@@ -50,6 +51,9 @@ async def examine_stored(house: House, site: Site, host: str) -> Report:
 
 async def _tell_missing(report: Report, house: House, host: str) -> None:
     why = f"tlsproxy admin certs why {host}{house.config}"
+    if await house.serves(host) is False:
+        report.unknown(STORED, _NOT_BEFORE)
+        return
     if host == "*":
         report.unknown(STORED, "one for each name, obtained when a client first asks for it")
         return
@@ -67,14 +71,27 @@ async def _tell_missing(report: Report, house: House, host: str) -> None:
         report.unknown(STORED, sentences[0] if sentences else "there is none yet", fix=why, details=sentences[1:])
 
 
-def _tell_unreadable(report: Report, house: House, error: TlsproxyError, host: str) -> None:
+async def _tell_unreadable(report: Report, house: House, error: TlsproxyError, host: str) -> None:
     cause = error.__cause__
     if isinstance(cause, PermissionError) or "Permission denied" in str(error):
         report.unknown(STORED, f"{error} {_SUDO}", fix=f"sudo tlsproxy doctor {host}{house.config}")
     elif isinstance(error, StoreError) or "no certificate of the internal CA" not in str(error):
         report.bad(STORED, str(error), fix=f"tlsproxy check{house.config}")
     else:
-        report.unknown(STORED, "the internal CA makes it when the proxy starts", fix=f"tlsproxy run{house.config}")
+        await _tell_not_made(report, house, host)
+
+
+async def _tell_not_made(report: Report, house: House, host: str) -> None:
+    """The internal CA makes a certificate as soon as a proxy runs that has the site."""
+    running = await house.running()
+    if await house.serves(host) is False:
+        report.unknown(STORED, _NOT_BEFORE)
+    elif running.is_there:
+        text = "there is none in this store; the running proxy has another one, or could not have it made"
+        report.unknown(STORED, text, fix=f"tlsproxy admin certs show {host}{house.config}")
+    else:
+        start = "" if running.is_hidden else f"tlsproxy run{house.config}"
+        report.unknown(STORED, "the internal CA makes it when the proxy starts", fix=start)
 
 
 def judge_dates(report: Report, site: Site, bundles: Sequence[Bundle], host: str, now: datetime) -> None:
@@ -102,9 +119,25 @@ def _renewing(site: Site, host: str) -> str:
 # --- what is served
 
 
+async def examine_site(house: House, host: str) -> Report:
+    """Does the running proxy know this host? What follows from it if it doesn't, the others leave unsaid."""
+    report = Report(host)
+    if await house.serves(host) is not False:
+        return report
+    text = f"the running proxy (pid {(await house.running()).status.get('pid')}) does not serve {host}"
+    reload = f"tlsproxy admin reload{house.config}"
+    if house.is_own_idea:
+        report.unknown(SITE, f"{text}: it runs with other sites than --site", fix=f"{reload}  # once its file has it")
+    else:
+        report.bad(SITE, f"{text}: its configuration is an earlier one, or another file", fix=reload)
+    return report
+
+
 async def examine_served(house: House, site: Site, host: str) -> Report:
     """Do the handshake as a client, show it, and compare with the store."""
     report = Report(host)
+    if await house.serves(host) is False:
+        return report
     target = await house.target(concrete(host))
     if host == "*" or target is None:
         report.unknown(HANDSHAKE_CHECK, "not tried: name a host" if host == "*" else "there is no https listener")
@@ -133,7 +166,10 @@ async def _tell_no_handshake(
         start = "" if running.is_hidden else f"tlsproxy run{house.config}"
         report.unknown(HANDSHAKE_CHECK, f"{text}; {running.why}", fix=start)
     elif isinstance(error, ssl.SSLError) and not await _is_stored(house, site, host):
-        report.unknown(HANDSHAKE_CHECK, f"{text}: there is no certificate to serve yet")
+        cause = "there is no certificate to serve yet"
+        if await house.serves(host) is None:
+            cause += ", or the proxy, which does not say what it serves, runs with another configuration"
+        report.unknown(HANDSHAKE_CHECK, f"{text}: {cause}")
     elif isinstance(error, ssl.SSLError):
         text = f"{text}: there is a certificate, and the proxy does not serve it; it may run with another configuration"
         report.bad(HANDSHAKE_CHECK, text, fix=f"tlsproxy admin reload{house.config}")
@@ -181,8 +217,8 @@ async def _judge_chain(report: Report, house: House, site: Site, seen: Seen) -> 
     roots = await _roots(house, site)
     problem = await in_thread(partial(verify, seen.target, roots, HANDSHAKE))
     if not problem:
-        whom = "who trusts the internal CA" if site.certificate == "internal" else "with the roots of this machine"
-        report.ok(CHAIN, f"complete, {len(seen.chain)} certificates; clients {whom} accept it")
+        whom = "that trust the internal CA" if site.certificate == "internal" else "with the roots of this machine"
+        report.ok(CHAIN, f"complete, {counted(len(seen.chain), 'certificate')}; clients {whom} accept it")
         return
     gap = find_gap(seen.chain)
     if gap:

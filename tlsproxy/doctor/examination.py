@@ -102,6 +102,7 @@ def _about_machine(house: House, sites: Sequence[tuple[Site, str]]) -> Iterator[
 
 
 def _about_host(house: House, site: Site, host: str) -> Iterator[Question]:
+    yield Question(host, certificates.SITE, partial(certificates.examine_site, house, host))
     yield Question(host, names.DNS, partial(names.examine_addresses, house, site, host), "DNS")
     if _is_public(site) and host != "*" and as_address(host) is None:
         issuer = house.settings.acme.issuers()[0]

@@ -79,6 +79,11 @@ class House:
         return f" --config {self.loaded.path}" if self.loaded.path else ""
 
     @cached_property
+    def is_own_idea(self) -> bool:
+        """Whether the sites are those of the command line: no proxy need have them."""
+        return self.loaded.origins.get("sites.0.hosts") == "option --site"
+
+    @cached_property
     def own(self) -> frozenset[Address]:
         return own_addresses()
 
@@ -97,6 +102,16 @@ class House:
             return Running(why=str(error).partition(". ")[0])
         except TlsproxyError as error:
             return Running(why=str(error), is_hidden=True)
+
+    async def serves(self, host: str) -> bool | None:
+        """Tell whether the running proxy has a site for a host; None if none runs, or it does not say."""
+        if self._client is None or not (await self.running()).is_there:
+            return None
+        try:
+            hosts = await self.facts.once("served hosts", partial(in_thread, partial(_served_hosts, self._client.path)))
+        except TlsproxyError:
+            return None
+        return not hosts.isdisjoint({host, f"*.{host.partition('.')[2]}", "*"})
 
     async def listeners(self, kind: str) -> list[tuple[str, int]]:
         """Return where the proxy listens for "https" or "http": what it says itself, else what is configured."""
@@ -143,6 +158,11 @@ class House:
         store = await self.store()
         bundle = await self.facts.once("root", partial(in_thread, partial(store.get, ROOT_NAME)))
         return bundle.chain_pem if bundle else b""
+
+
+def _served_hosts(socket: Path) -> frozenset[str]:
+    rows = AdminClient(socket, patience=_PATIENCE).get("sites")
+    return frozenset(host for row in rows for host in row["hosts"])
 
 
 def _on_demand(store: CertificateStore, host: str) -> tuple[Bundle, ...]:

@@ -6,15 +6,17 @@ Knows the answers of `house`; judges. Rule: a file that this user may not read i
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from datetime import UTC, datetime
 from functools import partial
 
 from tlsproxy import __version__
 from tlsproxy.doctor.authorities import clock_offsets
 from tlsproxy.doctor.facts import in_thread
-from tlsproxy.doctor.findings import MACHINE, Report
+from tlsproxy.doctor.findings import MACHINE, Report, counted
 from tlsproxy.doctor.house import House
 from tlsproxy.errors import StoreError
+from tlsproxy.store.sources import ROOT_NAME
 
 CONFIGURATION, PROXY, STORE, CLOCK = "configuration", "proxy", "store", "clock"
 MOST_OFF = 60.0
@@ -53,7 +55,8 @@ async def examine_proxy(house: House) -> Report:
     status = running.status
     workers = status.get("workers") or []
     version = str(status.get("version"))
-    text = f"runs: version {version}, pid {status.get('pid')}, {len(workers)} workers, since {status.get('started')}"
+    text = f"runs: version {version}, pid {status.get('pid')}, {counted(len(workers), 'worker')}"
+    text += f", since {status.get('started')}"
     if version != __version__:
         report.bad(PROXY, f"{text}; this command is version {__version__}", fix="tlsproxy admin upgrade")
     elif workers:
@@ -85,12 +88,17 @@ async def examine_store(house: House) -> Report:
         else:
             report.bad(STORE, str(error), fix=check)
         return report
-    text = f"{url}: {len(names)} certificates, readable"
     if warning:
         report.unknown(STORE, warning.removeprefix("store.url: "))
     else:
-        report.ok(STORE, text)
+        report.ok(STORE, f"{url}: holds {_contents(names)}, readable")
     return report
+
+
+def _contents(names: Collection[str]) -> str:
+    """Name what is counted: the root is no certificate of a site, and `admin certs list` does not show it."""
+    certificates = counted(sum(name != ROOT_NAME for name in names), "certificate")
+    return f"{certificates} and the root of the internal CA" if ROOT_NAME in names else certificates
 
 
 async def examine_clock(house: House) -> Report:

@@ -63,7 +63,7 @@ async def examine_http(house: House, site: Site, host: str) -> Report:
         if site.certificate in ("acme", "on_demand"):
             report.ok("http", f"off (listen.http); the CA is answered by {', '.join(words)}")
         return report
-    if not (await house.running()).is_there:
+    if not (await house.running()).is_there or await house.serves(host) is False:
         return report
     networks = house.settings.listen.proxy_protocol
     place, port = listeners[0]
