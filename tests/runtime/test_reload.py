@@ -39,6 +39,12 @@ class Work:
         return {"generation": self.begun + 1}
 
 
+def opened(work: Work) -> Reloads:
+    reloads = Reloads(work, work)
+    reloads.open()
+    return reloads
+
+
 async def _turns() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
@@ -47,7 +53,7 @@ async def _turns() -> None:
 def test_steps_and_result_reach_who_asked() -> None:
     async def scene() -> None:
         work = Work()
-        call = Reloads(work, work).ask({})
+        call = opened(work).ask({})
         work.let_go()
         result = await call.wait()
         assert (result.status, result.body) == (200, {"generation": 2})
@@ -71,7 +77,7 @@ def test_a_failure_is_one_sentence_for_both(
 ) -> None:
     async def scene() -> None:
         work = Work(ending)
-        reloads = Reloads(work, work)
+        reloads = opened(work)
         call = reloads.ask({})
         work.let_go()
         result = await call.wait()
@@ -87,7 +93,7 @@ def test_a_failure_is_one_sentence_for_both(
 def test_one_at_a_time() -> None:
     async def scene() -> None:
         work = Work()
-        reloads = Reloads(work, work)
+        reloads = opened(work)
         call = reloads.ask({})
         with pytest.raises(ReloadRefused, match="a reload is under way already"):
             reloads.ask({})
@@ -105,7 +111,7 @@ def test_one_at_a_time() -> None:
 def test_hangups_during_a_reload_are_one_more() -> None:
     async def scene() -> None:
         work = Work()
-        reloads = Reloads(work, work)
+        reloads = opened(work)
         for _ in range(4):
             reloads.hang_up()
             await _turns()
@@ -120,10 +126,30 @@ def test_hangups_during_a_reload_are_one_more() -> None:
     asyncio.run(scene())
 
 
-def test_a_stop_breaks_off_and_nothing_follows(caplog: pytest.LogCaptureFixture) -> None:
+def test_before_anything_serves_a_hangup_is_remembered_and_an_upgrade_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def scene() -> None:
         work = Work()
         reloads = Reloads(work, work)
+        reloads.hang_up()
+        reloads.signal_upgrade()
+        await _turns()
+        assert work.begun == 0
+        reloads.open()
+        await _turns()
+        assert work.begun == 1
+        await reloads.stop()
+
+    asyncio.run(scene())
+    refused = [vars(record)["error"] for record in caplog.records if record.message == "proxy.upgrade_refused"]
+    assert refused == ["the proxy is starting. Ask again when it is ready."]
+
+
+def test_a_stop_breaks_off_and_nothing_follows(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        work = Work()
+        reloads = opened(work)
         call = reloads.ask({})
         await _turns()
         reloads.hang_up()

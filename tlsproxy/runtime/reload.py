@@ -54,14 +54,21 @@ class Movable(Protocol):
 class Reloads:
     """See the module's text."""
 
-    # Mutable: _task (of what is under way), _verb (what it is), _again (a SIGHUP came meanwhile), _stopped.
+    # Mutable: _task (of what is under way), _verb (what it is), _again (a SIGHUP came meanwhile), _is_open (something
+    # serves that could be replaced), _stopped.
 
     def __init__(self, reload: Perform, upgrade: Perform) -> None:
         self._deeds = {"reload": reload, "upgrade": upgrade}
         self._verb = ""
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._is_open = False
         self._stopped = False
+
+    def open(self) -> None:
+        """The first generation serves: from now on it can be replaced, and is if a SIGHUP came before."""
+        self._is_open = True
+        self._follow_up()
 
     @property
     def is_under_way(self) -> bool:
@@ -83,8 +90,8 @@ class Reloads:
             logger.warning("proxy.upgrade_refused", extra={"error": str(error)})
 
     def hang_up(self) -> None:
-        """Begin a reload for a SIGHUP, or remember it for after the one that is under way."""
-        if self.is_under_way:
+        """Begin a reload for a SIGHUP, or remember it for after the start or the one that is under way."""
+        if self.is_under_way or not self._is_open:
             self._again = True
         elif not self._stopped:
             self._begin("reload", "SIGHUP", {})
@@ -104,6 +111,8 @@ class Reloads:
     def _ask(self, verb: str, by: str, options: Mapping[str, str]) -> Call:
         if self._stopped:
             raise ReloadRefused("the proxy is stopping")
+        if not self._is_open:
+            raise ReloadRefused("the proxy is starting. Ask again when it is ready.")
         if self.is_under_way:
             raise ReloadRefused(f"{_A[self._verb]} is under way already. Wait for its end, then ask again.")
         return self._begin(verb, by, options)
@@ -133,6 +142,9 @@ class Reloads:
             call.finish(AdminResult(0, 200, result))
         finally:
             self._task = None
+        self._follow_up()
+
+    def _follow_up(self) -> None:
         if self._again and not self._stopped:
             self._again = False
             self._begin("reload", "SIGHUP", {})

@@ -149,6 +149,7 @@ class Supervisor:
             self._log_ready()
             gc.freeze()
             gc.enable()  # the command has switched it off
+            self._reloads.open()
             return True
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
