@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -325,6 +326,33 @@ def test_once_closed_the_name_is_free_and_who_is_there_may_finish(tmp_path: Path
             assert isinstance(await listener.next(), Done)
 
     _run(scene())
+
+
+def test_who_is_no_longer_the_proxy_changes_nothing_for_anybody(tmp_path: Path) -> None:
+    """One that has connected before is told; what only asks is answered, and both are the last of their connection."""
+
+    async def scene() -> None:
+        async with _stage(tmp_path, "serve") as stage:
+            async with asyncio.timeout(20):
+                asking = [connect_admin_socket(stage.client.path, 20) for _ in range(2)]
+                while len(stage.server._clients) < 2:
+                    await asyncio.sleep(0.01)
+            stage.server.leave()
+            answers = []
+            for client, line in zip(asking, ("GET /healthz", "POST /certs/long/renew"), strict=True):
+                with client:
+                    client.sendall(f"{line} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                    answers.append(await asyncio.to_thread(_read_all, client))
+            assert [answer.split()[1] for answer in answers] == ["200", "503"]
+            assert "another process is the proxy now, ask again" in answers[1]
+            assert all("\r\nConnection: close\r\n" in answer for answer in answers)
+            stage.client.path.unlink()  # else it stays, for somebody else listens there
+
+    _run(scene())
+
+
+def _read_all(client: socket.socket) -> str:
+    return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 
 
 def test_the_routes_are_those_of_the_contract() -> None:

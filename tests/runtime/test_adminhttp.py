@@ -14,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlsproxy.runtime import adminhttp
-from tlsproxy.runtime.adminhttp import MAX_BODY, MAX_HEAD, Answer, Lines, Refusal, Request, serve, turn_away
+from tlsproxy.runtime.adminhttp import (
+    MAX_BODY,
+    MAX_HEAD,
+    READ_TIME,
+    Answer,
+    LastCall,
+    Lines,
+    Refusal,
+    Request,
+    serve,
+    turn_away,
+)
 
 GET = b"GET /certs HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Play = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bytes]]
@@ -24,10 +35,10 @@ async def mirror(request: Request) -> Answer:
     return Answer(200, {"method": request.method, "path": request.path, "options": dict(request.options)})
 
 
-async def play_with(handle: adminhttp.Handler, play: Play) -> bytes:
+async def play_with(handle: adminhttp.Handler, play: Play, last_call: LastCall | None = None) -> bytes:
     """Return what `play` returns; by then the server has closed its end."""
     ours, theirs = socket.socketpair()
-    served = asyncio.create_task(serve(*await asyncio.open_unix_connection(sock=theirs), handle))
+    served = asyncio.create_task(serve(*await asyncio.open_unix_connection(sock=theirs), handle, last_call=last_call))
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         async with asyncio.timeout(20):
@@ -287,3 +298,75 @@ def test_who_begins_and_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch, se
         return await reader.read()
 
     assert asyncio.run(play_with(mirror, play))[: len(answered) or None] == answered
+
+
+# --- the last call
+
+
+def test_at_the_last_call_who_waits_for_nothing_is_seen_off() -> None:
+    last_call = LastCall()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(GET)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Connection: close" not in head
+        await reader.readline()
+        last_call.make()
+        async with asyncio.timeout(READ_TIME / 2):
+            return await reader.read()
+
+    assert asyncio.run(play_with(mirror, play, last_call)) == b""
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_after_the_last_call_what_was_begun_is_answered(asked_before: int) -> None:
+    last_call = LastCall()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        for _ in range(asked_before):
+            writer.write(GET)
+            await reader.readuntil(b"}\n")
+        writer.write(GET[:-2])
+        await asyncio.sleep(0.05)  # it is read; if not, this test only sees less
+        last_call.make()
+        await asyncio.sleep(0.05)
+        writer.write(b"\r\n" + GET)
+        return await reader.read()
+
+    seen = asyncio.run(play_with(mirror, play, last_call))
+    assert (seen.count(b"HTTP/1.1 200"), seen.count(b"Connection: close")) == (1, 1)
+
+
+def test_after_the_last_call_one_who_has_just_come_is_answered_once() -> None:
+    last_call = LastCall()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        await asyncio.sleep(0)
+        last_call.make()
+        writer.write(GET)
+        return await reader.read()
+
+    assert asyncio.run(play_with(mirror, play, last_call)).count(b"Connection: close") == 1
+
+
+def test_lines_that_are_told_go_on_after_the_last_call_and_are_the_last() -> None:
+    last_call = LastCall()
+
+    async def tell(_: Request) -> Lines:
+        async def lines() -> Lines:
+            yield {"step": 1}
+            last_call.make()
+            yield {"step": 2}
+
+        return lines()
+
+    async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(GET)
+        return await reader.read()
+
+    seen = asyncio.run(play_with(tell, play, last_call))
+    assert (b'"step":2' in seen, seen.endswith(b"0\r\n\r\n")) == (True, True)
+
+
+def test_its_repr_counts_who_is_to_hear_it() -> None:
+    assert repr(LastCall()) == "<LastCall to come, 0 connections>"

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tlsproxy.runtime.adminhttp import Answer, Request
+from tlsproxy.runtime.adminhttp import READ_TIME, Answer, Request
 from tlsproxy.runtime.generations import NothingServes
 from tlsproxy.runtime.metricsport import _MOST_CONNECTIONS, MAX_CLIENTS, MetricsPort
 from tlsproxy.runtime.sockets import ListenError
@@ -186,6 +186,21 @@ def test_the_next_supervisor_goes_on_with_the_same_socket() -> None:
             assert new.bound == where
             assert (await ask(where[0]))[0] == 200
             await new.kill()
+
+    asyncio.run(scene())
+
+
+def test_who_leaves_ends_the_connections_that_are_kept() -> None:
+    async def scene() -> None:
+        async with opened() as port:
+            reader, writer = await asyncio.open_connection(*port.bound[0])
+            for _ in range(2):
+                writer.write(b"GET /metrics HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                await reader.readuntil(b"accept ")
+            port.leave()
+            async with asyncio.timeout(READ_TIME / 2):
+                assert await reader.read() == b""
+            writer.close()
 
     asyncio.run(scene())
 

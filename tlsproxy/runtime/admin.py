@@ -17,7 +17,7 @@ from typing import Any
 
 from tlsproxy.errors import TlsproxyError
 from tlsproxy.runtime import adminhttp
-from tlsproxy.runtime.adminhttp import Answer, Lines, Refusal, Request
+from tlsproxy.runtime.adminhttp import Answer, LastCall, Lines, Refusal, Request
 from tlsproxy.runtime.adminroutes import ROUTES, Asked, Way, check_name, unknown
 from tlsproxy.runtime.adminsocket import AdminSocket, AdminSocketError, open_admin_socket, start_server
 from tlsproxy.runtime.calls import Call
@@ -39,13 +39,15 @@ HEARTBEAT = 10.0
 """Seconds of silence after which a client that follows some work gets an empty line."""
 
 _FULL = f"there are {MAX_CLIENTS} clients of the admin API already. Try again in a moment."
+_ELSEWHERE = "another process is the proxy now, ask again"
 _FIRST_WORD = 1.0  # seconds in which an error still becomes the status of the answer
 
 
 class AdminServer:
     """Serves the API until it is closed. `generation` returns the one that serves now."""
 
-    # Mutable: _wanted, _socket and _server (while open), _clients (a task for each), _work (open work by certificate).
+    # Mutable: _wanted, _socket and _server (while open), _last_call (made once), _clients (a task for each), _work
+    # (what is open, by certificate).
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class AdminServer:
         self._wanted = "off"
         self._socket: AdminSocket | None = None
         self._server: asyncio.Server | None = None
+        self._last_call = LastCall()
         self._clients: set[asyncio.Task[None]] = set()
         self._work: dict[str, Call] = {}
 
@@ -104,9 +107,13 @@ class AdminServer:
         return (str(self._socket.path), self._socket.socket.fileno()) if self._socket else None
 
     def leave(self) -> None:
-        """Take no more clients; the name stays, for somebody else listens there too."""
+        """Take no more clients, and be the proxy no longer for those who are there: somebody else listens there too.
+
+        The name stays.
+        """
         self._socket = None
         self.close()
+        self._last_call.make()
 
     def describe(self, identity: Identity, canonical: Callable[[str], str]) -> None:
         """From now on this is what the proxy is."""
@@ -147,7 +154,7 @@ class AdminServer:
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) < MAX_CLIENTS:
-            serving = adminhttp.serve(reader, writer, self.answer)
+            serving = adminhttp.serve(reader, writer, self.answer, last_call=self._last_call)
         else:
             serving = adminhttp.turn_away(reader, writer, 503, _FULL)
         client = asyncio.create_task(serving)
@@ -164,6 +171,8 @@ class AdminServer:
         for route, name in matches:
             if route.method == request.method:
                 check_name(name)
+                if self._last_call.is_made and route.method != "GET":
+                    raise Refusal(503, _ELSEWHERE)  # what is changed here changes nothing any more
                 return await self._ways[route.way](Asked(route.verb, name, request.options, request.accept))
         allowed = ", ".join(route.method for route, _ in matches)
         sentence = f"{request.method} has no meaning for /{'/'.join(request.path)}; use {allowed}"

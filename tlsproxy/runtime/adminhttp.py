@@ -35,6 +35,7 @@ WRITE_TIME = 10.0
 _PARTING_TIME = 1.0
 
 _LOCAL_NAMES = frozenset({"", "localhost", "tlsproxy", "unix"})
+_CLOSE = ("Connection", "close")
 _JSON = "application/json"
 _LINES = "application/x-ndjson"
 
@@ -76,17 +77,58 @@ Lines: TypeAlias = AsyncGenerator[Mapping[str, Any] | None, None]
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer | Lines]]
 
 
+class LastCall:
+    """Ends the connections of one place, once another process is to be asked there.
+
+    Each ends with the answer it owes, one that waits for its next request at once. One on which nothing was asked yet
+    stays for its first: who has just connected is not sent away without a word.
+    """
+
+    # Mutable: _is_made, _connections (of who is being served).
+
+    def __init__(self) -> None:
+        self._is_made = False
+        self._connections: set[_Connection] = set()
+
+    def __repr__(self) -> str:
+        return f"<LastCall {'made' if self._is_made else 'to come'}, {len(self._connections)} connections>"
+
+    @property
+    def is_made(self) -> bool:
+        return self._is_made
+
+    def make(self) -> None:
+        self._is_made = True
+        for connection in self._connections:
+            connection.end_idleness()
+
+    @contextlib.contextmanager
+    def told_to(self, connection: _Connection) -> Iterator[None]:
+        self._connections.add(connection)
+        try:
+            yield
+        finally:
+            self._connections.discard(connection)
+
+
 async def serve(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler, *, is_public: bool = False
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    handle: Handler,
+    *,
+    is_public: bool = False,
+    last_call: LastCall | None = None,
 ) -> None:
-    """Answer one client until either side has had enough. Closes the writer; never raises.
+    """Answer one client until either side has had enough, or the last call comes. Closes the writer; never raises.
 
     `is_public`: for anybody who can connect, by whatever name; so nothing may be changed there, or told, that matters.
     """
-    connection = _Connection(reader, writer, is_public=is_public)
+    last_call = last_call or LastCall()
+    connection = _Connection(reader, writer, last_call, is_public=is_public)
     try:
-        while await connection.exchange(handle):
-            pass
+        with last_call.told_to(connection):
+            while await connection.exchange(handle):
+                pass
         writer.close()
         async with asyncio.timeout(WRITE_TIME):
             await writer.wait_closed()
@@ -112,10 +154,16 @@ async def turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 
 
 class _Connection:
-    # Mutable: the states inside h11, _is_head (of the request at hand).
+    # Mutable: the states inside h11, _is_head (of the request at hand), _is_first (until something was answered),
+    # _reading (while a request is waited for).
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_public: bool) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last_call: LastCall, *, is_public: bool
+    ) -> None:
         self._is_public = is_public
+        self._last_call = last_call
+        self._reading: asyncio.Timeout | None = None
+        self._is_first = True
         self._reader = reader
         self._writer = writer
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
@@ -129,17 +177,27 @@ class _Connection:
                 return False
             answer = await self._ask(handle, request)
         except Refusal as refusal:
-            await self._send(Answer(refusal.status, {"error": str(refusal)}, (("Connection", "close"),)))
+            await self._send(Answer(refusal.status, {"error": str(refusal)}, (_CLOSE,)))
             return False
         except h11.RemoteProtocolError as error:
             refused = Answer(error.error_status_hint, {"error": f"this is not HTTP/1.1: {error}"})
             await self._send(refused)
             return False
         await (self._send(answer) if isinstance(answer, Answer) else self._send_lines(answer))
-        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE or self._last_call.is_made:
             return False
         self._h11.start_next_cycle()
+        self._is_first = False
         return True
+
+    def end_idleness(self) -> None:
+        """Wait no longer for another request, unless it has begun."""
+        if self._is_idle and not self._is_first and self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(0)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._h11.their_state is h11.IDLE and not self._h11.trailing_data[0]
 
     async def _ask(self, handle: Handler, request: Request) -> Answer | Lines:
         try:
@@ -155,12 +213,14 @@ class _Connection:
     async def _read_in_time(self) -> Request | None:
         """Raises Refusal for a request that began and did not arrive; an idle client is left without a word."""
         try:
-            async with asyncio.timeout(READ_TIME):
+            async with asyncio.timeout(READ_TIME) as self._reading:
                 return await self._read()
         except TimeoutError:
-            if self._h11.their_state is h11.IDLE and not self._h11.trailing_data[0]:
+            if self._is_idle:
                 return None
             raise Refusal(408, f"the request did not arrive within {READ_TIME:g} seconds") from None
+        finally:
+            self._reading = None
 
     async def _read(self) -> Request | None:
         """Return the next request, None when the client has closed. Raises Refusal."""
@@ -186,16 +246,20 @@ class _Connection:
 
     async def _send(self, answer: Answer) -> None:
         body = answer.body if isinstance(answer.body, bytes) else _json(answer.body)
-        head = _response(answer.status, answer.kind, [("Content-Length", str(len(body))), *answer.headers])
+        head = self._head(answer.status, answer.kind, ("Content-Length", str(len(body))), *answer.headers)
         content = () if self._is_head else (h11.Data(body),)
         await self._write(head, *content, h11.EndOfMessage())
 
     async def _send_lines(self, lines: Lines) -> None:
         async with contextlib.aclosing(lines):
-            await self._write(_response(200, _LINES, []))
+            await self._write(self._head(200, _LINES))
             async for line in lines:
                 await self._write(h11.Data(b"\n" if line is None else _json(line)))
             await self._write(h11.EndOfMessage())
+
+    def _head(self, status: int, kind: str, *headers: tuple[str, str]) -> h11.Response:
+        last = (_CLOSE,) if self._last_call.is_made and _CLOSE not in headers else ()
+        return _response(status, kind, [*headers, *last])
 
     async def _write(self, *events: h11.Event) -> None:
         for event in events:

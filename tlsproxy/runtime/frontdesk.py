@@ -113,9 +113,9 @@ class FrontDesk:
         self.port.close()
 
     def leave(self) -> None:
-        """Take no more clients; the names stay, for somebody else listens there too."""
+        """Take no more clients, and have those who are there ask the process that listens there too."""
         self.admin.leave()
-        self.port.close()
+        self.port.leave()
 
     async def kill(self) -> None:
         """Part with everybody."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tlsproxy.runtime import adminhttp
-from tlsproxy.runtime.adminhttp import Answer, Handler, Lines, Request
+from tlsproxy.runtime.adminhttp import Answer, Handler, LastCall, Lines, Request
 from tlsproxy.runtime.generations import NothingServes
 from tlsproxy.runtime.sockets import ListenError, bind_entry, while_running
 from tlsproxy.settings import Settings
@@ -46,7 +46,8 @@ class _Opened:
 class MetricsPort:
     """See the module's text. A `reload.Movable`. `answer` is the admin API's.
 
-    Mutable: `_open` (what is listened on), `_inherited` (of the supervisor before us, until it is used), `_clients`.
+    Mutable: `_open` (what is listened on), `_inherited` (of the supervisor before us, until it is used), `_clients`,
+    `_last_call` (made once).
     """
 
     def __init__(self, answer: Handler) -> None:
@@ -54,6 +55,7 @@ class MetricsPort:
         self._open = _Opened("")
         self._inherited = _Opened("")
         self._clients: set[asyncio.Task[None]] = set()
+        self._last_call = LastCall()
 
     def __repr__(self) -> str:
         return f"<MetricsPort {self._open.address or 'closed'} {len(self._clients)} clients>"
@@ -97,6 +99,11 @@ class MetricsPort:
         for server in opened.servers:
             await server.start_serving()
 
+    def leave(self) -> None:
+        """Take no more clients, and have those who are there ask who listens there too."""
+        self.close()
+        self._last_call.make()
+
     def close(self) -> None:
         """Take no more clients. Those who are there stay until `kill`."""
         self._open.close()
@@ -130,7 +137,7 @@ class MetricsPort:
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) < MAX_CLIENTS:
-            serving = adminhttp.serve(reader, writer, self.answer, is_public=True)
+            serving = adminhttp.serve(reader, writer, self.answer, is_public=True, last_call=self._last_call)
         elif len(self._clients) >= _MOST_CONNECTIONS:
             writer.transport.abort()  # a flood: the supervisor needs its descriptors for the children
             return
