@@ -68,7 +68,7 @@ async def _stage(
             await generation.start()
         server = AdminServer(IDENTITY, lambda: generation, canonical)
         path = folder / "admin.sock"
-        await server.open(path)
+        await server.open(str(path))
         try:
             yield Stage(generation, server, AdminClient(path, patience=20))
         finally:
@@ -303,7 +303,7 @@ def test_a_proxy_without_its_socket_says_so_and_serves(tmp_path: Path, caplog: p
     async def scene() -> None:
         async with _stage(tmp_path, start=False) as stage:
             second = AdminServer(IDENTITY, lambda: stage.generation)
-            await second.open(stage.client.path)
+            await second.open(str(stage.client.path))
             await second.kill()
             assert (await stage.get("status"))["sites"] == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,13 +53,13 @@ def lingering(proxy: Proxy) -> Iterator[None]:
         assert words.recv(PATIENCE) == "still there"
 
 
-def upgrade(folder: Path, socket: str = "admin.sock") -> Said:
-    return tlsproxy(folder, "admin", "upgrade", "--socket", str(folder / socket))
+def upgrade(folder: Path, name: str = "admin.sock") -> Said:
+    return tlsproxy(folder, "admin", "upgrade", "--socket", str(folder / name))
 
 
-def admin_api(folder: Path, socket: str = "admin.sock") -> httpx.Client:
+def admin_api(folder: Path, name: str = "admin.sock") -> httpx.Client:
     """A client that keeps its connection, and connects anew only where it was told to, or was closed."""
-    transport = httpx.HTTPTransport(uds=str(folder / socket), limits=httpx.Limits(max_connections=1))
+    transport = httpx.HTTPTransport(uds=str(folder / name), limits=httpx.Limits(max_connections=1))
     return httpx.Client(transport=transport, base_url="http://localhost", timeout=PATIENCE)
 
 
@@ -93,3 +94,63 @@ def test_kept_connections_lead_to_the_new_proxy(tmp_path: Path, trust: ssl.SSLCo
         with admin_api(tmp_path) as another:
             states = {row["url"]: row["state"] for row in another.get("/backends").json()}
         assert states["http://127.0.0.1:9"] == "draining"
+
+
+# --- another place to ask at
+
+
+def move(proxy: Proxy, wanted: Path | str, *more: str) -> None:
+    """Have the configuration want another admin socket, and `more` in that section."""
+    config = proxy.folder / "tlsproxy.toml"
+    before, after = f'socket = "{proxy.folder / "admin.sock"}"', ", ".join((f'socket = "{wanted}"', *more))
+    text = config.read_text()
+    assert before in text
+    config.write_text(text.replace(before, after))
+
+
+def test_a_socket_that_cannot_be_made_fails_an_upgrade_as_it_does_a_reload(
+    tmp_path: Path, trust: ssl.SSLContext, sites: str
+) -> None:
+    with running(tmp_path, trust, sites) as proxy:
+        move(proxy, "/proc/nowhere/a.sock")
+        upgraded = upgrade(tmp_path)
+        reloaded = tlsproxy(tmp_path, "admin", "reload", "--socket", str(tmp_path / "admin.sock"))
+        sentence = "/proc/nowhere/a.sock: the admin socket cannot be made there"
+        assert (upgraded.code, reloaded.code) == (1, 1)
+        assert sentence in upgraded.err.splitlines()[-1]
+        assert upgraded.err.splitlines()[-1] in reloaded.err.splitlines()
+        with admin_api(tmp_path) as client:
+            assert status(client)["generation"] == 1
+
+
+def test_a_socket_moves_with_an_upgrade(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:
+    with running(tmp_path, trust, sites) as proxy:
+        move(proxy, tmp_path / "moved.sock")
+        assert upgrade(tmp_path).code == 0
+        assert not (tmp_path / "admin.sock").exists()
+        with admin_api(tmp_path, "moved.sock") as client:
+            assert status(client)["generation"] == 2
+        assert upgrade(tmp_path, "moved.sock").code == 0
+        with admin_api(tmp_path, "moved.sock") as client:
+            assert status(client)["generation"] == 3
+
+
+def test_a_socket_goes_with_an_upgrade(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:
+    with running(tmp_path, trust, sites) as proxy:
+        move(proxy, "off")
+        assert upgrade(tmp_path).code == 0
+        assert not (tmp_path / "admin.sock").exists()
+        with proxy.client() as client:
+            assert client.get("/hello").text == "hello"
+
+
+def test_what_was_opened_for_an_upgrade_that_fails_is_gone(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:
+    """It fails by the port of metrics, which is next: that reason is told too."""
+    with running(tmp_path, trust, sites) as proxy, socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        move(proxy, tmp_path / "moved.sock", f'metrics = "{address}"')
+        said = upgrade(tmp_path)
+        assert (said.code, f"admin.metrics: cannot listen on {address}: " in said.err) == (1, True), said
+        assert not (tmp_path / "moved.sock").exists()
+        with admin_api(tmp_path) as client:
+            assert status(client)["generation"] == 1

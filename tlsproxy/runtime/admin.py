@@ -46,8 +46,8 @@ _FIRST_WORD = 1.0  # seconds in which an error still becomes the status of the a
 class AdminServer:
     """Serves the API until it is closed. `generation` returns the one that serves now."""
 
-    # Mutable: _wanted, _socket and _server (while open), _last_call (made once), _clients (a task for each), _work
-    # (what is open, by certificate).
+    # Mutable: _wanted, _inherited and _prepared (until open), _socket and _server (while open), _last_call (made once),
+    # _clients (a task for each), _work (what is open, by certificate).
 
     def __init__(
         self,
@@ -85,19 +85,35 @@ class AdminServer:
         self._generation = generation
         self._canonical = canonical
         self._wanted = "off"
+        self._inherited: AdminSocket | None = None
+        self._prepared: AdminSocket | None = None
         self._socket: AdminSocket | None = None
         self._server: asyncio.Server | None = None
         self._last_call = LastCall()
         self._clients: set[asyncio.Task[None]] = set()
         self._work: dict[str, Call] = {}
 
-    async def open(self, path: Path, inherited: AdminSocket | None = None) -> None:
-        """Serve at `path`. If that can't be, a warning says why, and the proxy goes on without."""
-        self._wanted = str(path)
+    async def inherit(self, inherited: AdminSocket | None, wanted: str) -> None:
+        """Take over where the supervisor before us listens, for `open` at `wanted`; until then its name stays.
+
+        If another path is wanted, it is opened at once. Raises AdminSocketError.
+        """
+        if inherited is None:
+            return  # there was none that could be lost
+        self._inherited = inherited
+        if wanted not in ("off", str(inherited.path)):
+            self._prepared = await open_admin_socket(Path(wanted))
+
+    async def open(self, wanted: str) -> None:
+        """Serve at this path, if not "off". If that can't be, a warning says why, and the proxy goes on without."""
+        self._wanted = wanted
+        opened = self._take_inherited(wanted)
+        if wanted == "off":
+            return
         try:
-            self._socket = inherited or await open_admin_socket(path)
+            self._socket = opened or await open_admin_socket(Path(wanted))
         except AdminSocketError as error:
-            logger.warning("admin.unavailable", extra={"socket": str(path), "error": str(error)})
+            logger.warning("admin.unavailable", extra={"socket": wanted, "error": str(error)})
             return
         self._server = await start_server(self._welcome, self._socket)
 
@@ -148,9 +164,20 @@ class AdminServer:
     async def kill(self) -> None:
         """Part with everybody."""
         self.close()
+        if self._prepared is not None:
+            _discard(self._prepared)
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
+
+    def _take_inherited(self, wanted: str) -> AdminSocket | None:
+        """Return the socket that is at hand for that path; the name of another one is given free."""
+        inherited, prepared = self._inherited, self._prepared
+        self._inherited = self._prepared = None
+        if inherited is None or str(inherited.path) == wanted:
+            return inherited
+        _discard(inherited)
+        return prepared
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) < MAX_CLIENTS:
@@ -263,8 +290,12 @@ class _SocketMove:
 
     def undo(self) -> None:
         if self._opened is not None:
-            self._opened.remove()
-            self._opened.socket.close()
+            _discard(self._opened)
+
+
+def _discard(opened: AdminSocket) -> None:
+    opened.remove()
+    opened.socket.close()
 
 
 async def _first_word(call: Call) -> AdminResult | None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.adminhttp import Refusal
-from tlsproxy.runtime.adminsocket import AdminSocket
 from tlsproxy.runtime.backends import Backends
 from tlsproxy.runtime.calls import Call
 from tlsproxy.runtime.generation import Generation
@@ -74,11 +72,6 @@ class FrontDesk:
     @property
     def identity(self) -> Identity:
         return self._identity
-
-    async def open_admin(self, inherited: AdminSocket | None) -> None:
-        """Serve the admin socket, if the settings want one."""
-        if self._settings.admin.socket != "off":
-            await self.admin.open(Path(self._settings.admin.socket), inherited)
 
     def describe(self, settings: Settings, identity: Identity) -> None:
         """From now on this is what the proxy is."""

@@ -56,14 +56,6 @@ class Inheritance:
             raise UpgradeFailed("the running proxy has given up the upgrade")
         return word
 
-    def take_admin_socket(self, wanted: str) -> AdminSocket | None:
-        """Return the socket if it lies where it is wanted; else its name is given free."""
-        if self.admin is None or str(self.admin.path) == wanted:
-            return self.admin
-        self.admin.remove()
-        self.admin.socket.close()
-        return None
-
     def close(self) -> None:
         """Let go of what came with it; for one that does not come to be the proxy."""
         close_listeners([*self.relisten.listeners, *self.relisten.dropped])

@@ -132,6 +132,9 @@ class Supervisor:
 
     async def _start(self) -> bool:
         """Return whether the generation is ready; False when a stop came first. Raises its reason for failing."""
+        if self._inheritance.predecessor is not None:
+            await self._inheritance.predecessor.open()
+        await self._desk.admin.inherit(self._inheritance.admin, self._settings.admin.socket)
         port = await self._desk.port.prepare(self._settings)
         if port is not None and self._inheritance.predecessor is None:
             await port.commit()
@@ -141,7 +144,7 @@ class Supervisor:
         if await _is_first(starting, self._stop):
             starting.result()
             self._generations.serve(first, Drain())
-            await self._desk.open_admin(self._inheritance.take_admin_socket(self._settings.admin.socket))
+            await self._desk.admin.open(self._settings.admin.socket)
             if port is not None and self._inheritance.predecessor is not None:
                 await port.commit()
             self._begin_tasks()
@@ -159,8 +162,6 @@ class Supervisor:
     async def _prepare(self, first: Generation) -> None:
         """Return when it is to serve. Raises the reason if it can't, or need not."""
         predecessor = self._inheritance.predecessor
-        if predecessor is not None:
-            await predecessor.open()
         await self._generations.prepare(first)
         if predecessor is not None:
             self._inheritance.relisten.commit()
