@@ -1,7 +1,8 @@
 """What a worker counts: plain numbers on the request path, named and handed over when the supervisor asks.
 
-Strategy: one dictionary look-up per exchange finds its `_Cell` (site, route, method, status); everything else is an
-addition to a plain number. Names and labels are put together off the request path, and only for what has changed:
+Strategy: what an exchange was is kept as a tuple, and some hundreds are counted in one go, while the caches are warm.
+One dictionary look-up finds the `_Cell` of each (site, route, method, status); everything else is an addition to a
+plain number. Names and labels are put together off the request path, and only for what has changed:
 `series` returns the increments since it was last called and begins at zero again, so that a worker that dies takes
 with it what happened since then and no more. What is added up over workers and generations is the supervisor's.
 
@@ -17,6 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
+    from tlsproxy.proxy.pool import Backend
     from tlsproxy.proxy.record import Record
     from tlsproxy.proxy.router import Forward, Site
     from tlsproxy.proxy.stream import ConnectionInfo
@@ -49,7 +51,10 @@ _RESULTS: Final = {
 }
 _UNKNOWN_NAME: Final = "unrecognized name"
 
+_TOGETHER: Final = 256  # exchanges that are counted in one go
+
 _Kind: TypeAlias = tuple[object, bytes, int, str]
+_Ended: TypeAlias = "tuple[Forward | None, Site | None, bytes, int, str, int, int, int, float, Backend | None, float]"
 
 
 class _Times:
@@ -82,40 +87,28 @@ class _Cell:
 class Metrics:
     """The counters of a worker since the last `series`.
 
-    Mutable: all of it. `_cells` has the cells by what an exchange is looked up with, `_times` and `_waits` the
-    histograms by their labels, `_templates` what was seen of each route, `_counts` the series that are rare enough to
-    be counted by name.
+    Mutable: all of it. `_ended` has what is yet to be counted, `_cells` the cells by what they are looked up with,
+    `_times` and `_waits` the histograms by their labels, `_templates` what was seen of each route, `_counts` the series
+    that are rare enough to be counted by name.
     """
 
     def __init__(self) -> None:
         self._templates: dict[object, set[str]] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
+        self._ended: list[_Ended] = []
         self._forget()
 
     def tally(self, record: Record) -> None:
-        """Count an exchange that has ended. On the request path: about a microsecond."""
-        try:
-            cell = self._cells[record.forward or record.site, record.head.method, record.status, record.template]
-        except KeyError:
-            cell = self._find_cell(record)
-        cell.requests += 1
-        cell.bytes_in += record.bytes_in
-        cell.bytes_out += record.bytes_out
-        if record.retries:
-            cell.retries += record.retries
-        if cell.is_timed:
-            took = record.ended - record.started
-            times = cell.times
-            times.counts[bisect_left(BOUNDS, took)] += 1
-            times.sum += took
-        took = record.backend_ms
-        if took >= 0 and (backend := record.backend) is not None:
-            try:
-                times = cell.waits[backend.url]
-            except KeyError:
-                times = self._find_wait(cell, backend.url)
-            times.counts[bisect_left(_BOUNDS_MS, took)] += 1
-            times.sum += took
+        """Remember an exchange that has ended. On the request path: what it adds to is counted with others, later."""
+        ended = self._ended
+        ended.append(
+            (
+                record.forward, record.site, record.head.method, record.status, record.template, record.bytes_in,
+                record.bytes_out, record.retries, record.ended - record.started, record.backend, record.backend_ms,
+            )
+        )  # fmt: skip
+        if len(ended) >= _TOGETHER:
+            self._count_ended()
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter that is not on the path of every request. Labels must come from a set that is bounded."""
@@ -134,6 +127,7 @@ class Metrics:
 
     def series(self) -> dict[str, float]:
         """Return what was added since the last call, by "name{labels}"; buckets of histograms are not cumulated."""
+        self._count_ended()
         added, self._counts = self._counts, defaultdict(float)
         for cell in self._all_cells:
             if cell.requests:
@@ -155,16 +149,41 @@ class Metrics:
         self._times: dict[tuple[str, str], _Times] = {}
         self._waits: dict[tuple[str, str], _Times] = {}
 
-    def _find_cell(self, record: Record) -> _Cell:
+    def _count_ended(self) -> None:
+        """Add up what has ended since: in one go, for between two requests caches forget what the counting needs."""
+        ended, self._ended = self._ended, []
+        cells = self._cells
+        for forward, site, method, status, template, bytes_in, bytes_out, retries, took, backend, backend_ms in ended:
+            try:
+                cell = cells[forward or site, method, status, template]
+            except KeyError:
+                cell = self._find_cell(forward, site, method, status, template)
+            cell.requests += 1
+            cell.bytes_in += bytes_in
+            cell.bytes_out += bytes_out
+            cell.retries += retries
+            if cell.is_timed:
+                cell.times.counts[bisect_left(BOUNDS, took)] += 1
+                cell.times.sum += took
+            if backend_ms >= 0 and backend is not None:
+                try:
+                    times = cell.waits[backend.url]
+                except KeyError:
+                    times = self._find_wait(cell, backend.url)
+                times.counts[bisect_left(_BOUNDS_MS, backend_ms)] += 1
+                times.sum += backend_ms
+
+    def _find_cell(
+        self, forward: Forward | None, site: Site | None, method: bytes, status: int, template: str
+    ) -> _Cell:
         """The cell of what the exchange is known as; only that has a place in the table, not what the client said."""
-        method = record.head.method if record.head.method in _METHODS else b""
-        status = record.status if record.status in _STATUSES else 0
-        template = self._known_template(record.forward, record.template)
-        place = record.forward or record.site
-        cell = self._cells.get((place, method, status, template))
+        method = method if method in _METHODS else b""
+        status = status if status in _STATUSES else 0
+        template = self._known_template(forward, template)
+        cell = self._cells.get((forward or site, method, status, template))
         if cell is None:
-            cell = self._make_cell(record.forward, record.site, method, status, template)
-            self._cells[place, method, status, template] = cell
+            cell = self._make_cell(forward, site, method, status, template)
+            self._cells[forward or site, method, status, template] = cell
         return cell
 
     def _make_cell(
