@@ -169,6 +169,17 @@ def test_an_error_may_be_the_last_line(path: Path) -> None:
     assert caught.value.status == 502
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, 2), (422, 2), (409, 1), (500, 1), (503, 1)])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_mistake_is_told_from_bad_luck(path: Path, status: int, code: int, is_stream: bool) -> None:
+    """However late the error comes: reloads tell what they read before they know what is wrong with it."""
+    body = b'{"status":%d,"error":"no"}\n' % status
+    answer = HEAD + chunk(body) + b"0\r\n\r\n" if is_stream else whole(status, body)
+    with someone_who_says(answer, path) as client, pytest.raises(AdminError, match=r"^no$") as caught:
+        list(client.work("reload"))
+    assert (caught.value.status, caught.value.exit_code) == (status, code)
+
+
 @pytest.mark.parametrize("end", [b"", b"0\r\n\r\n", chunk(b'{"st') + b"0\r\n\r\n"])
 def test_lines_that_break_off_are_no_success(path: Path, end: bytes) -> None:
     answer = HEAD + chunk(b'{"step":"order","host":"a.test","text":"one"}\n') + end

@@ -62,11 +62,11 @@ def reload(proxy: Proxy) -> None:
     admin(proxy, "reload")
 
 
-def fail_to_reload(proxy: Proxy) -> Said:
-    """Reload, which must fail, and change nothing; return what the command has said."""
+def fail_to_reload(proxy: Proxy, code: int = 1) -> Said:
+    """Reload, which must fail, and change nothing; return what the command has said. Code 2: by the configuration."""
     workers, open_files = proxy.workers(), descriptors(proxy.pid)
     said = tlsproxy(proxy.folder, "admin", "reload", "--socket", str(proxy.folder / "admin.sock"))
-    assert said.code == 1
+    assert said.code == code, said
     assert proxy.workers() == workers
     # The thread that has read the configuration stays, and with it nothing.
     until(lambda: descriptors(proxy.pid) <= open_files, "nothing more is open than before")
@@ -281,14 +281,14 @@ def test_what_cannot_be_served_changes_nothing(start_proxy: StartProxy, sites: s
     good = path.read_text()
 
     path.write_text(f"{good}\nnonsense")
-    assert f"{path}:" in fail_to_reload(proxy).err
+    assert f"{path}:" in fail_to_reload(proxy, 2).err
 
     path.write_text(good.replace("hosts = ", "hots = ", 1))
-    assert "hots" in fail_to_reload(proxy).err
+    assert "hots" in fail_to_reload(proxy, 2).err
 
     path.write_text(good)
     certificate.rename(certificate.with_suffix(".away"))
-    assert "site.pem" in fail_to_reload(proxy).err
+    assert "site.pem" in fail_to_reload(proxy, 2).err
     certificate.with_suffix(".away").rename(certificate)
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -302,7 +302,7 @@ def test_what_cannot_be_served_changes_nothing(start_proxy: StartProxy, sites: s
     assert "is no socket" in fail_to_reload(proxy).err
 
     path.write_text(good.replace("drain = ", 'user = "nobody", drain = ', 1))
-    fail_to_reload(proxy)
+    fail_to_reload(proxy, 2)
 
     path.write_text(good)
     reload(proxy)

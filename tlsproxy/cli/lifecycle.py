@@ -63,7 +63,7 @@ def _unchanged(error: TlsproxyError) -> TlsproxyError:
 
     if not isinstance(error, AdminError) or error.status not in _UNSERVED:
         return error
-    return AdminError(f"{error}\nThe proxy goes on with the configuration it had.", error.status)
+    return type(error)(f"{error}\nThe proxy goes on with the configuration it had.", error.status)
 
 
 def _reloaded(result: Mapping[str, Any]) -> str:

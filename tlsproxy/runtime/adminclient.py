@@ -25,6 +25,8 @@ PATIENCE = 45.0
 
 MAX_ANSWER = 64 * 1024 * 1024
 
+_MISTAKES = (400, 422)  # 422 is a reload's or an upgrade's: the configuration, or what was said with the command
+
 
 class NoAccess(NotRunning):
     """There is a socket, and this user may not use it. Whether somebody listens is not known."""
@@ -41,7 +43,7 @@ class AdminError(TlsproxyError):
 
 
 class AdminMistake(AdminError):
-    """What was asked for has no meaning: a wrong word, a value out of its bounds."""
+    """What was asked for cannot be had: a wrong word, a value out of its bounds, a mistake in the configuration."""
 
     exit_code: ClassVar[int] = 2
 
@@ -89,7 +91,7 @@ class AdminClient:
             if "step" in line:
                 yield Progress(line["step"], line["host"], line["text"])
             elif "error" in line:
-                raise AdminError(str(line["error"]), int(line.get("status", 500)))
+                raise _refusal(str(line["error"]), int(line.get("status", 500)))
             else:
                 yield Done(line.get("result"))
                 return
@@ -211,5 +213,8 @@ def _checked(status: int, body: Any) -> Any:
     if status < 400:
         return body
     reason = body.get("error") if isinstance(body, dict) else None
-    kind = AdminMistake if status == 400 else AdminError
-    raise kind(str(reason or f"the proxy refused with status {status}"), status)
+    raise _refusal(str(reason or f"the proxy refused with status {status}"), status)
+
+
+def _refusal(message: str, status: int) -> AdminError:
+    return AdminMistake(message, status) if status in _MISTAKES else AdminError(message, status)
