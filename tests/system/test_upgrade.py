@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -84,8 +85,7 @@ def running(folder: Path, trust: ssl.SSLContext, sites: str, **options: Any) -> 
 
 
 def upgrade(proxy: Proxy, *options: str) -> Said:
-    socket = str(proxy.folder / "admin.sock")
-    return tlsproxy(proxy.folder, "admin", "upgrade", "--socket", socket, *options)
+    return tlsproxy(proxy.folder, "admin", "upgrade", "--socket", str(proxy.folder / "admin.sock"), *options)
 
 
 def status(proxy: Proxy) -> dict[str, Any]:
@@ -170,6 +170,29 @@ def test_what_is_in_flight_comes_to_its_end(tmp_path: Path, trust: ssl.SSLContex
         assert words.close_code == 1001
         proxy.wait_for("proxy.left")
         assert ask(proxy) == "hello"
+
+
+def test_a_stop_gives_what_an_older_supervisor_has_in_flight_its_time(
+    tmp_path: Path, trust: ssl.SSLContext, sites: str, app: str
+) -> None:
+    """The new one is idle and could end at once; the request is the old one's, and server.drain is for both."""
+    with socket.create_server(("127.0.0.1", 0)) as backend:
+        sites = sites.replace(app, f"http://127.0.0.1:{backend.getsockname()[1]}")
+        with running(tmp_path, trust, sites, drain="15s") as proxy, proxy.open() as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server, _ = backend.accept()
+            with server:
+                assert server.recv(65536).startswith(b"GET / ")
+                assert upgrade(proxy).code == 0
+                newest = status(proxy)["pid"]
+                os.kill(proxy.pid, signal.SIGTERM)
+                proxy.wait_for("proxy.draining", pid=newest)
+                client.settimeout(3)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)  # nothing is cut after the second that an idle proxy needs
+                server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                assert b" 200 OK" in client.recv(65536)
+            assert proxy.wait() == 0
 
 
 def test_a_stream_outlives_two_upgrades_and_no_stop(tmp_path: Path, trust: ssl.SSLContext, sites: str) -> None:

@@ -5,6 +5,7 @@ Knows where each thing is; the owners know what it is. Rule: until `last_word` n
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,13 +71,16 @@ class Estate:
             self.inheritance.predecessor.hurry(timeout)
 
     async def end(self, timeout: float) -> DrainOutcome:
-        """End all within so many seconds: nobody follows."""
-        if self.inheritance.predecessor is not None:
-            self.inheritance.predecessor.hurry(timeout)
+        """End all within so many seconds, what the supervisor before us still has in flight too: nobody follows."""
+        predecessor = self.inheritance.predecessor
+        if predecessor is None:
+            return await self.generations.end(timeout)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        predecessor.hurry(timeout)
         outcome = await self.generations.end(timeout)
-        if self.inheritance.predecessor is not None:
-            # It has had as long as we. Whoever ends when we end (a container, a service) must not end it before.
-            await self.inheritance.predecessor.gone(_PARTING_TIME)
+        # Whoever ends when we end (a container, a service) must not end it before: it has as long as we have.
+        await predecessor.gone(max(0.0, deadline - loop.time()) + _PARTING_TIME)
         return outcome
 
     async def leave(self, order: Drain) -> None:
