@@ -56,6 +56,11 @@ def test_asks_with_get_and_says_who_asks() -> None:
     assert f"User-Agent: {USER_AGENT}\r\n".encode() in heard
 
 
+def test_a_path_and_an_address_are_asked_for_as_http_writes_them() -> None:
+    _, heard = against(b"HTTP/1.1 204 No Content\r\n\r\n", lambda address: ask(address, "/a b/ä%20", "::1"))
+    assert heard.startswith(b"GET /a%20b/%C3%A4%20 HTTP/1.1\r\nHost: [::1]\r\n")
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [(b"", "closed"), (b"SSH-2.0-x\r\n\r\n", "garbage"), (b"HTTP/1.1 200 OK\r\nContent-Le", "closed")],

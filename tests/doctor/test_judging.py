@@ -21,7 +21,7 @@ from tlsproxy.doctor.names import judge_foreign
 from tlsproxy.doctor.prefixes import roots
 from tlsproxy.doctor.schemes import Belief
 from tlsproxy.doctor.servers import Server, believing, is_plain, product, starting, staying
-from tlsproxy.doctor.subject import Asked, Subject, whose
+from tlsproxy.doctor.subject import Asked, Subject, listed, whose
 from tlsproxy.settings import Route, Settings, Site
 
 HOST = "a.test"
@@ -49,6 +49,10 @@ def subject(path: str = "/", *, strips: bool = False, url: str = "http://127.0.0
         ("/docs/", 302, "http://a.test/login?next=/docs/", Belief.NOTHING),
         ("/docs/", 307, "http://login.test/docs", Belief.NOTHING),
         ("/docs/", 307, "/docs", Belief.NOTHING),
+        # no URL at all, which is the application's fault and not ours
+        ("/docs/", 307, "http://[::1/docs", Belief.NOTHING),
+        ("/a%20b/", 307, "http://a.test/a%20b", Belief.HTTP),
+        ("/gr%C3%B6%C3%9Fe", 307, "https://a.test/gr%c3%b6%c3%9fe/", Belief.HTTPS),
         ("/docs/", 200, "", Belief.NOTHING),
         ("/docs/", 404, "", Belief.NOTHING),
     ],
@@ -60,7 +64,12 @@ def test_belief(asked: str, status: int, location: str, belief: Belief) -> None:
 def test_only_paths_that_nothing_answers_are_tried() -> None:
     paths: dict[str, Any] = {"/items/": {}, "/users": {}, "/users/": {}, "/{name}/": {}, "/x/{id}": {}, "/files": {}}
     # "/items" would be a redirect, but "/users" and its like run code; "/files/" is "/{name}/".
-    assert schemes._listed({"paths": paths}) == ["/items"]
+    assert schemes._redirected(listed({"paths": paths})) == ["/items"]
+
+
+@pytest.mark.parametrize("document", [None, {}, {"paths": None}, {"paths": ["/x"]}, {"paths": {"x": {}}}])
+def test_a_description_may_say_anything_for_paths(document: Any) -> None:
+    assert listed(document) == []
 
 
 # --- streams
@@ -240,6 +249,18 @@ def test_a_subject_asks_as_the_proxy_does() -> None:
     assert whole.target("/api/items") == "/api/items"
     assert "X-Forwarded-Prefix" not in whole.fields()
     assert whole.fields()["X-Forwarded-Proto"] == "https"
+
+
+def test_paths_are_asked_for_percent_encoded() -> None:
+    stripped = subject("/api", strips=True)
+    assert stripped.target("/api/a b/größe?x=%2F'") == "/a%20b/gr%C3%B6%C3%9Fe?x=%2F%27"
+    assert subject().target("/half \ud800 of it") == "/half%20%ED%A0%80%20of%20it"
+
+
+def test_an_address_is_in_brackets_where_a_name_would_stand() -> None:
+    there = replace(subject(), host="::1", settings=Settings.model_validate({"server": {"forwarded": True}}))
+    assert there.fields()["X-Forwarded-Host"] == "[::1]"
+    assert 'host="[::1]"' in there.fields()["Forwarded"]
 
 
 def test_a_named_path_belongs_to_the_longest_route() -> None:

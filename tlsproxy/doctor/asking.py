@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import SplitResult, quote, urlsplit
 
 import h11
 
@@ -25,6 +26,8 @@ from tlsproxy.errors import TlsproxyError
 
 USER_AGENT = f"tlsproxy-doctor/{__version__}"
 LARGEST_BODY = 4 << 20
+_LEFT = "/?%:@!$&()*+,;="
+"""What a target keeps as it is. No apostrophe: it would end the quotes of the commands that are printed."""
 
 
 class Unanswered(TlsproxyError):
@@ -68,7 +71,7 @@ class Address:
     @property
     def bind(self) -> str:
         """Where a server would have to listen, as `host:port`; the path of a unix socket."""
-        return self.path or (f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}")
+        return self.path or f"{in_url(self.host)}:{self.port}"
 
     async def connect(self, timeout: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises Unanswered, within `timeout` seconds."""
@@ -98,8 +101,30 @@ def _kind(error: OSError) -> str:
     return kinds.get(error.errno or 0, fallback)
 
 
-def question(target: str, host: str, fields: Mapping[str, str]) -> list[tuple[str, str]]:
-    return list({"Host": host, "User-Agent": USER_AGENT, "Accept": "*/*", **fields}.items())
+def encoded(path: str) -> str:
+    """Return a path as a target: what can't stand in a request line is percent-encoded, what is so already is left.
+
+    An application describes its paths as people read them, and so are they typed. Half a surrogate pair is no text, but
+    JSON may hold one: it becomes what a client would send for it that does not look.
+    """
+    return quote(path, safe=_LEFT, errors="surrogatepass")
+
+
+def split_location(location: str) -> SplitResult:
+    """Return the parts of a Location; all of them are empty if it is no URL, for the application wrote it."""
+    try:
+        return urlsplit(location)
+    except ValueError:
+        return urlsplit("")
+
+
+def in_url(host: str) -> str:
+    """Return a host as it stands in URLs and in the Host header: IPv6 addresses in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def question(host: str, fields: Mapping[str, str]) -> list[tuple[str, str]]:
+    return list({"Host": in_url(host), "User-Agent": USER_AGENT, "Accept": "*/*", **fields}.items())
 
 
 async def ask(
@@ -139,7 +164,7 @@ class Conversation:
         try:
             async with asyncio.timeout(timeout):
                 ask = self._ask_http2 if self._address.is_http2 else self._ask_http1
-                await ask(target, question(target, host, fields), begin, found, most_pieces)
+                await ask(encoded(target), question(host, fields), begin, found, most_pieces)
         except TimeoutError:
             if not found:
                 raise Unanswered("timeout", f"no answer within {timeout:g} s") from None

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from tlsproxy.doctor import servers
-from tlsproxy.doctor.asking import Answer, Unanswered, ask, conversation
+from tlsproxy.doctor.asking import Answer, Unanswered, ask, conversation, in_url
 from tlsproxy.doctor.facts import Facts, in_thread
 from tlsproxy.doctor.findings import Report
 from tlsproxy.doctor.processes import find_server
@@ -105,7 +105,7 @@ def _curl(subject: Subject) -> str:
     unix = f"--unix-socket {address.path} " if address.path else ""
     place = "localhost" if address.path else address.bind
     version = "--http2-prior-knowledge " if address.is_http2 else ""
-    return f"curl -i {version}{unix}-H 'Host: {subject.host}' http://{place}{subject.base}/openapi.json"
+    return f"curl -i {version}{unix}-H 'Host: {in_url(subject.host)}' http://{place}{subject.base}/openapi.json"
 
 
 # --- for how long it keeps connections that are idle

@@ -10,7 +10,7 @@ import asyncio
 
 from tlsproxy.certs.dns.lookup import LookupFailed
 from tlsproxy.doctor.addresses import is_own
-from tlsproxy.doctor.asking import Address, Answer, Unanswered, ask
+from tlsproxy.doctor.asking import Address, Answer, Unanswered, ask, in_url
 from tlsproxy.doctor.findings import MACHINE, Report
 from tlsproxy.doctor.handshake import Seen
 from tlsproxy.doctor.house import House
@@ -29,7 +29,7 @@ async def examine_listeners(house: House) -> Report:
     running = await house.running()
     for kind in ("https", "http"):
         for host, port in await house.listeners(kind):
-            place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            place = f"{in_url(host)}:{port}"
             is_open = await _accepts(host, port)
             if running.is_there and is_open:
                 report.ok(PORTS, f"{kind} at {place} accepts connections")
@@ -72,11 +72,11 @@ async def examine_http(house: House, site: Site, host: str) -> Report:
             "http", "not tried: this listener wants the PROXY protocol" if networks else "not tried: name a host"
         )
         return report
-    url = f"http://{f'[{place}]' if ':' in place else place}:{port}"
+    url = f"http://{in_url(place)}:{port}"
     try:
         answer = await ask(Address(url), "/", name, timeout=_TIMEOUT)
     except Unanswered as error:
-        report.bad("http", f"{url} does not answer ({error})", fix=f"curl -sSI -H 'Host: {name}' {url}/")
+        report.bad("http", f"{url} does not answer ({error})", fix=f"curl -sSI -H 'Host: {in_url(name)}' {url}/")
         return report
     _judge_redirect(report, name, answer, url)
     return report
@@ -85,10 +85,10 @@ async def examine_http(house: House, site: Site, host: str) -> Report:
 def _judge_redirect(report: Report, name: str, answer: Answer, url: str) -> None:
     location = answer.get("location")
     if answer.status in (301, 302, 307, 308) and location.startswith("https://"):
-        report.ok("http", f"http://{name}/ leads to {location} ({answer.status})")
+        report.ok("http", f"http://{in_url(name)}/ leads to {location} ({answer.status})")
     else:
-        fix = f"curl -sSI -H 'Host: {name}' {url}/"
-        report.unknown("http", f"http://{name}/ answers {answer.status} and leads nowhere", fix=fix)
+        fix = f"curl -sSI -H 'Host: {in_url(name)}' {url}/"
+        report.unknown("http", f"http://{in_url(name)}/ answers {answer.status} and leads nowhere", fix=fix)
 
 
 async def examine_outside(house: House, site: Site, host: str) -> Report:
@@ -104,7 +104,7 @@ async def examine_outside(house: House, site: Site, host: str) -> Report:
     foreign = [each for each in found if each is not None and not is_own(each, house.own)]
     answers = await asyncio.gather(*(visit(house, each, name) for each in foreign))
     reached = [str(each) for each, seen in zip(foreign, answers, strict=True) if isinstance(seen, Seen)]
-    commands = f"curl -sSI http://{name}/ https://{name}/  # on a machine in another network"
+    commands = f"curl -sSI http://{in_url(name)}/ https://{in_url(name)}/  # on a machine in another network"
     if foreign and len(reached) == len(foreign):
         report.ok(OUTSIDE, f"port 443 answers at {', '.join(reached)}, reached over the router from here")
     else:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from tlsproxy.doctor import servers
+from tlsproxy.doctor.asking import encoded, split_location
 from tlsproxy.doctor.backends import description, look, server_of
 from tlsproxy.doctor.facts import Facts
 from tlsproxy.doctor.findings import Report
 from tlsproxy.doctor.servers import Server
-from tlsproxy.doctor.subject import Subject
+from tlsproxy.doctor.subject import Subject, listed
 
 CHECK = "root_path"
 _UNSEEN = "the application does not show /openapi.json or redirects, which would tell its root_path"
@@ -55,7 +55,7 @@ async def _look(subject: Subject, facts: Facts) -> Seen:
     redirect = ""
     for probe in _PROBES:
         answer = await look(subject, facts, f"{subject.base}{probe}")
-        place = urlsplit(answer.get("location"))
+        place = split_location(answer.get("location"))
         if 300 <= answer.status < 400 and place.hostname == subject.host and place.path.endswith(probe.rstrip("/")):
             redirect = place.path
             break
@@ -101,7 +101,7 @@ def _judge_whole(report: Report, subject: Subject, server: Server, seen: Seen) -
         report.ok(CHECK, f"knows that it lives under {prefix}: it answers there")
     elif seen.status != 404 or seen.plain is None:
         report.unknown(CHECK, _UNSEEN)
-    elif any(path == prefix or path.startswith(f"{prefix}/") for path in seen.plain.get("paths", {})):
+    elif _has_routes_under(prefix, seen.plain):
         report.ok(CHECK, f"has routes of its own under {prefix}; its documentation lies elsewhere")
     elif prefix in roots(seen.plain):
         report.bad(
@@ -118,6 +118,10 @@ def _judge_whole(report: Report, subject: Subject, server: Server, seen: Seen) -
             f"{prefix}, and the route does not strip it",
             fix=servers.prefixed(server, subject.address, prefix, strips=False),
         )
+
+
+def _has_routes_under(prefix: str, document: dict[str, Any]) -> bool:
+    return any(f"{encoded(path)}/".startswith(f"{prefix}/") for path in listed(document))
 
 
 async def _examine_root(report: Report, subject: Subject, facts: Facts) -> None:
@@ -148,4 +152,4 @@ def roots(document: dict[str, Any] | None) -> list[str]:
     """Return the root paths that a description names: FastAPI puts its own among the servers."""
     listed = (document or {}).get("servers")
     urls = [each.get("url") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    return [url.rstrip("/") for url in urls if isinstance(url, str) and url.startswith("/") and url.strip("/")]
+    return [encoded(url.rstrip("/")) for url in urls if isinstance(url, str) and url.startswith("/") and url.strip("/")]

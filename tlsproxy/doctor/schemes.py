@@ -8,18 +8,17 @@ slash, on the same host, counts; else nothing is said.
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from enum import Enum
-from typing import Any
-from urllib.parse import urlsplit
+from itertools import islice
+from urllib.parse import unquote
 
 from tlsproxy.doctor import servers
-from tlsproxy.doctor.asking import Answer, Unanswered, conversation
+from tlsproxy.doctor.asking import Answer, Unanswered, conversation, encoded, split_location
 from tlsproxy.doctor.backends import description, look, server_of
 from tlsproxy.doctor.facts import Facts
 from tlsproxy.doctor.findings import Report
-from tlsproxy.doctor.subject import Subject
+from tlsproxy.doctor.subject import Subject, is_own, listed, templates
 
 CHECK = "scheme"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -37,12 +36,14 @@ class Belief(Enum):
 
 def judge(asked: str, host: str, status: int, location: str) -> Belief:
     """Return what an answer for the path `asked` says about the scheme that the application believes in."""
-    target = urlsplit(location)
+    target = split_location(location)
     if status not in _REDIRECTS or target.hostname != host or target.scheme not in ("http", "https"):
         return Belief.NOTHING
-    if target.path.endswith(asked) and target.scheme == "https":
+    # An application encodes what it redirects to by its own rules: compared is what is meant.
+    asked, path = unquote(asked), unquote(target.path)
+    if path.endswith(asked) and target.scheme == "https":
         return Belief.LOOP
-    if not target.path.rstrip("/").endswith(asked.rstrip("/")):
+    if not path.rstrip("/").endswith(asked.rstrip("/")):
         return Belief.NOTHING
     return Belief(target.scheme)
 
@@ -88,28 +89,28 @@ async def _answers(subject: Subject, facts: Facts) -> AsyncIterator[tuple[str, A
     if named:
         return
     _, document = await description(subject, facts, f"{subject.base}/openapi.json")
-    for path in _listed(document or {}):
-        yield f"{subject.base}{path}", await look(subject, facts, f"{subject.base}{path}")
+    for path in _redirected(listed(document)):
+        target = encoded(f"{subject.base}{path}")
+        yield target, await look(subject, facts, target)
 
 
 def _bases(subject: Subject) -> list[str]:
     return list(dict.fromkeys((subject.base, "")))
 
 
-def _listed(document: Mapping[str, Any]) -> list[str]:
+def _redirected(paths: list[str]) -> list[str]:
     """Return paths that the application would redirect: those of the description, with a slash more or less.
 
     None that it has itself, maybe behind a parameter: nothing but the redirect shall run.
     """
-    paths = [path for path in document.get("paths", {}) if isinstance(path, str) and path.startswith("/")]
-    return list(_toggled(paths))[:_MOST_LISTED]
+    return list(islice(_toggled(paths), _MOST_LISTED))
 
 
 def _toggled(paths: list[str]) -> Iterator[str]:
-    patterns = [re.compile(re.sub(r"\\\{[^}]*\\\}", ".+", re.escape(path))) for path in paths]
+    own = templates(paths)
     for path in paths:
         other = path.rstrip("/") if path.endswith("/") else f"{path}/"
-        if "{" not in path and other and not any(pattern.fullmatch(other) for pattern in patterns):
+        if "{" not in path and other and not is_own(other, own):
             yield other
 
 

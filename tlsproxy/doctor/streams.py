@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlsproxy.doctor.asking import Answer, conversation
+from tlsproxy.doctor.asking import Answer, conversation, in_url
 from tlsproxy.doctor.facts import Facts
 from tlsproxy.doctor.findings import Report
 from tlsproxy.doctor.subject import Subject
@@ -52,4 +52,4 @@ def _watch(subject: Subject, path: str) -> str:
     address = subject.address
     unix = f"--unix-socket {address.path} " if address.path else ""
     place = "localhost" if address.path else address.bind
-    return f"curl -N {unix}-H 'Host: {subject.host}' 'http://{place}{subject.target(path)}'"
+    return f"curl -N {unix}-H 'Host: {in_url(subject.host)}' 'http://{place}{subject.target(path)}'"

@@ -6,11 +6,13 @@ so that no log takes it for somebody.
 
 from __future__ import annotations
 
+import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tlsproxy.doctor.asking import Address
+from tlsproxy.doctor.asking import Address, encoded, in_url
 from tlsproxy.settings import Route, Settings
 
 CLIENT = "192.0.2.1"
@@ -51,7 +53,7 @@ class Subject:
     @property
     def prefix(self) -> str:
         """The route's path without a slash at its end: "" for "/"."""
-        return self.route.path.rstrip("/")
+        return encoded(self.route.path.rstrip("/"))
 
     @property
     def base(self) -> str:
@@ -59,7 +61,8 @@ class Subject:
         return "" if self.route.strip_prefix else self.prefix
 
     def target(self, public_path: str) -> str:
-        """Return what the backend gets when a client asks for a path."""
+        """Return what the backend gets when a client asks for a path, percent-encoded."""
+        public_path = encoded(public_path)
         if self.route.strip_prefix and public_path.startswith(self.prefix):
             return public_path[len(self.prefix) :] or "/"
         return public_path
@@ -70,7 +73,7 @@ class Subject:
             "X-Forwarded-For": CLIENT,
             "X-Real-IP": CLIENT,
             "X-Forwarded-Proto": "https",
-            "X-Forwarded-Host": self.host,
+            "X-Forwarded-Host": in_url(self.host),
             "X-Forwarded-Port": "443",
         }
         if self.route.strip_prefix and self.prefix:
@@ -78,7 +81,7 @@ class Subject:
         if secret := self.settings.server.backend_secret.get_secret_value():
             fields["X-Tlsproxy-Secret"] = secret
         if self.settings.server.forwarded:
-            fields["Forwarded"] = f'for={CLIENT};host="{self.host}";proto=https'
+            fields["Forwarded"] = f'for={CLIENT};host="{in_url(self.host)}";proto=https'
         return fields
 
     def nowhere(self) -> str:
@@ -93,6 +96,7 @@ def concrete(host: str) -> str:
 
 def whose(asked: str, routes: tuple[Route, ...]) -> Route | None:
     """Return the route that a public path would take."""
+    asked = encoded(asked)
     found = [
         route
         for route in routes
@@ -104,3 +108,19 @@ def whose(asked: str, routes: tuple[Route, ...]) -> Route | None:
 def openapi(document: Any) -> dict[str, Any] | None:
     """Return a document if it is a description of an API, as FastAPI makes them."""
     return document if isinstance(document, dict) and isinstance(document.get("openapi"), str) else None
+
+
+def listed(document: dict[str, Any] | None) -> list[str]:
+    """Return the paths of the description of an API, as it writes them; it may say null, or anything, for paths."""
+    paths = (document or {}).get("paths")
+    return [path for path in paths if path.startswith("/")] if isinstance(paths, dict) else []
+
+
+def templates(paths: Iterable[str]) -> list[re.Pattern[str]]:
+    """Return what matches the paths that an application has, those behind its parameters too."""
+    return [re.compile(re.sub(r"\\\{[^}]*\\\}", ".+", re.escape(path))) for path in paths]
+
+
+def is_own(path: str, own: Iterable[re.Pattern[str]]) -> bool:
+    """Tell whether one of the templates matches a path: asking for it would run code of the application."""
+    return any(pattern.fullmatch(path) for pattern in own)
