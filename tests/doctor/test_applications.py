@@ -102,3 +102,35 @@ def test_a_description_without_paths_is_one(examine: Examine, paths: Any) -> Non
 def test_a_location_that_is_no_url_tells_nothing(examine: Examine) -> None:
     finding, _ = examined(examine, {"/docs/": redirect("http://[::1/docs")}, "/api", strips=True)
     assert finding.state == "unknown"
+
+
+# --- endpoints that nobody named
+
+
+def test_an_endpoint_at_the_path_of_a_route_is_not_run() -> None:
+    answers = {"/openapi.json": described({"/reports": {}}), "/reports": EMPTY}
+    finding, heard = examined(prefixes.examine, answers, "/reports")
+    assert finding.state == "ok"
+    assert "/reports" not in heard
+
+
+@pytest.mark.parametrize("path", ["/api", "/{name}", "/{rest}/x"])
+def test_an_endpoint_on_the_way_to_the_path_of_a_route_is_not_run(path: str) -> None:
+    answers = {"/openapi.json": described({path: {}})}
+    finding, heard = examined(prefixes.examine, answers, "/api/x")
+    assert finding.state == "unknown"
+    assert not {"/api", "/api/x"} & set(heard)
+
+
+def test_a_root_path_that_fits_needs_no_more_questions() -> None:
+    answers = {"/openapi.json": described({}, servers=[{"url": "/api"}])}
+    finding, heard = examined(prefixes.examine, answers, "/api")
+    assert finding.fix.startswith("strip_prefix = true")
+    assert "/api" not in heard
+
+
+@pytest.mark.parametrize(("folder", "state"), [("/api", "unknown"), ("/api/v1", "unknown"), ("/other", "bad")])
+def test_what_is_mounted_on_the_way_is_looked_for(folder: str, state: str) -> None:
+    answers = {"/openapi.json": described({"/items": {}}), folder: redirect(f"http://{HOST}{folder}/")}
+    finding, _ = examined(prefixes.examine, answers, "/api/v1")
+    assert finding.state == state

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from tlsproxy.doctor import servers
 from tlsproxy.doctor.asking import encoded, split_location
@@ -17,7 +18,7 @@ from tlsproxy.doctor.backends import description, look, server_of
 from tlsproxy.doctor.facts import Facts
 from tlsproxy.doctor.findings import Report
 from tlsproxy.doctor.servers import Server
-from tlsproxy.doctor.subject import Subject, listed
+from tlsproxy.doctor.subject import Subject, is_own, listed, templates
 
 CHECK = "root_path"
 _UNSEEN = "the application does not show /openapi.json or redirects, which would tell its root_path"
@@ -29,7 +30,8 @@ class Seen:
     """What the backend answered. `status`: for openapi.json as the proxy would ask for it; `servers`: its root paths.
 
     `redirect` is the path that /docs/ was redirected to. Of a route that does not strip and meets 404: `plain` is the
-    description that lies at /openapi.json all the same, `is_mounted` whether something lives on the way to the prefix.
+    description that lies at /openapi.json all the same, `is_mounted` whether something lives on the way to the prefix
+    (found out only where the description does not tell).
     """
 
     status: int
@@ -62,14 +64,25 @@ async def _look(subject: Subject, facts: Facts) -> Seen:
     if status != 404 or subject.route.strip_prefix:
         return Seen(status, document, redirect)
     _, plain = await description(subject, facts, "/openapi.json")
-    return Seen(status, document, redirect, plain, await _is_mounted(subject, facts))
+    if plain is None or _is_explained(subject.prefix, plain):
+        return Seen(status, document, redirect, plain)  # what would be asked now, might run code for nothing
+    return Seen(status, document, redirect, plain, await _is_mounted(subject, facts, plain))
 
 
-async def _is_mounted(subject: Subject, facts: Facts) -> bool:
-    """Tell whether any folder on the way to the prefix is something to the application, as a mounted one is."""
+async def _is_mounted(subject: Subject, facts: Facts, plain: dict[str, Any]) -> bool:
+    """Tell whether any folder on the way to the prefix is something to the application, as a mounted one is.
+
+    A path that the application describes is something, and is not asked for: nobody named that endpoint.
+    """
     parts = subject.prefix.split("/")
     above = ["/".join(parts[:end]) for end in range(2, len(parts) + 1)]
-    return any([(await look(subject, facts, path)).status != 404 for path in above])
+    own = templates(listed(plain))
+    if any(is_own(unquote(path), own) for path in above):
+        return True
+    for path in above:
+        if (await look(subject, facts, path)).status != 404:
+            return True
+    return False
 
 
 def _judge_stripped(report: Report, subject: Subject, server: Server, seen: Seen) -> None:
@@ -118,6 +131,11 @@ def _judge_whole(report: Report, subject: Subject, server: Server, seen: Seen) -
             f"{prefix}, and the route does not strip it",
             fix=servers.prefixed(server, subject.address, prefix, strips=False),
         )
+
+
+def _is_explained(prefix: str, plain: dict[str, Any]) -> bool:
+    """Tell whether a description alone says why there is none under the prefix."""
+    return _has_routes_under(prefix, plain) or prefix in roots(plain)
 
 
 def _has_routes_under(prefix: str, document: dict[str, Any]) -> bool:
