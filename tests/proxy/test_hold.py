@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import time
 
 import pytest
 
@@ -11,7 +13,9 @@ from tests.fakes.h2c_backend import H2cBackend
 from tests.fakes.peer import Peer
 from tests.fakes.stage import Stage
 from tests.proxy.lines import GET, ONE, apply, line_of, sweep, wait_for
-from tlsproxy.proxy.waiting_line import Reason
+from tlsproxy.proxy.pool import Backend as Server
+from tlsproxy.proxy.upstream import Upstream
+from tlsproxy.proxy.waiting_line import Line, Reason
 from tlsproxy.runtime.messages import BackendPlan
 
 POST = b"POST %b HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody"
@@ -300,3 +304,11 @@ class TestBounds:
         stage.serve(backend)
         backend.refuse()
         assert ask(stage).message().status == 502
+
+    def test_a_dead_machine_does_not_use_up_the_time_of_the_others(self) -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            dead = Server(f"http://127.0.0.1:{full.getsockname()[1]}", most_idle=1)
+            line = Line("/", Upstream([dead], "round_robin"), hold=5.0)
+            began = time.monotonic()
+            assert asyncio.run(line._try_all()) is None
+            assert time.monotonic() - began < 2

@@ -202,6 +202,31 @@ class TestOnlyBackend:
             backend.failed("refused")
         assert [record.message for record in caplog.records].count("backend.left_alone") == 1
 
+    def test_whatever_another_route_makes_of_it(self, clock: Clock) -> None:
+        """A route that has siblings for it may leave it alone; with a limit it is tried here all the same."""
+        backend = make(2).backends[0]
+        only = Upstream([backend], "round_robin", 1)
+        fail(backend)
+        assert only.choose("c") is backend
+        backend.active = 1
+        assert only.choose("c") is None
+        assert only.is_busy()
+
+
+class TestBusy:
+    def test_one_left_alone_is_not_tried_early_while_a_well_one_is_busy(self, clock: Clock) -> None:
+        bad, good = make(2).backends
+        upstream = Upstream([bad, good], "round_robin", 1)
+        fail(bad)
+        clock.now += 1.1
+        assert bad.take_trial(clock.now)
+        fail(bad, 1)  # a pause of two seconds
+        good.active = 1
+        clock.now += 1.1
+        assert upstream.choose("c") is None
+        assert upstream.is_busy()
+        assert upstream.choose("c", [good]) is bad
+
 
 class TestIdleLimit:
     def idle_for(self, backend: Backend, clock: Clock, seconds: float) -> str:

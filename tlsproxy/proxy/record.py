@@ -1,4 +1,4 @@
-"""What is to be known of one exchange when it has ended: the access log's (and later the metrics') view of it.
+"""What is to be known of one exchange when it has ended: the access log's, the metrics' and the spans' view of it.
 
 A value that `Exchange` fills in as it goes; nobody else writes to it.
 """

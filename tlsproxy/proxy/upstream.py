@@ -31,7 +31,7 @@ class Upstream:
         self.balance = balance
         self.limit = limit
         self._most = limit or sys.maxsize
-        self._only = self.backends[0] if len(self.backends) == 1 and not limit else None
+        self._only = self.backends[0] if len(self.backends) == 1 else None
         for backend in self.backends:
             backend.has_siblings = backend.has_siblings or len(self.backends) > 1
         self._turn = random.randrange(len(self.backends))  # noqa: S311  # workers should not all start with the first
@@ -51,13 +51,14 @@ class Upstream:
         """A backend for the next request of `client` that is not in `tried`; None if there is none to be tried now."""
         only = self._only
         if only is not None:
-            return only if only.may_be_asked and only not in tried else None
+            return only if only.may_be_asked and only.active < self._most and only not in tried else None
         most = self._most
         untried = [b for b in self.backends if b.may_be_asked and b.active < most and b not in tried]
         candidates = [backend for backend in untried if not backend.is_left_alone]
         if len(candidates) < len(untried):
             now = time.monotonic()
-            early = not candidates
+            # One that is merely busy is worth waiting for: no reason to ask one that fails before its time.
+            early = not any(b.may_be_asked and not b.is_left_alone and b not in tried for b in self.backends)
             on_trial = next((backend for backend in untried if backend.take_trial(now, early=early)), None)
             if on_trial is not None:
                 return on_trial
@@ -73,7 +74,9 @@ class Upstream:
         `own` counts the request that asks, which does not wait for itself.
         """
         return self.limit > 0 and any(
-            backend.may_be_asked and not backend.is_left_alone and backend.active - (backend is own) >= self.limit
+            backend.may_be_asked
+            and (backend is self._only or not backend.is_left_alone)  # another route may have siblings for it
+            and backend.active - (backend is own) >= self.limit
             for backend in self.backends
         )
 

@@ -31,6 +31,8 @@ LONGEST_PAUSE: Final = 30.0
 KNOCK_APART: Final = 0.1
 """Seconds between two looks whether somebody listens by now."""
 
+_KNOCK_TIMEOUT: Final = 0.3  # seconds a door: a machine that swallows packets must not use up all the time
+
 
 class Reason(Enum):
     PAUSED = 0
@@ -229,7 +231,7 @@ class Line:
             tried.append(backend)
             backend.active += 1
             try:
-                return backend, await backend.connect(self.hold)
+                return backend, await backend.connect(min(self.hold, _KNOCK_TIMEOUT))
             except failures.ConnectFailed:
                 backend.active -= 1
             except BaseException:
