@@ -101,6 +101,20 @@ def test_nobody_waits_longer_than_a_while(stage: Stage) -> None:
     assert stage.log()[0]["error"] == "/: paused by an operator for longer than 30 s"
 
 
+def test_when_the_worker_leaves_all_hear_it(stage: Stage) -> None:
+    """Nothing of them was sent to a backend: each may ask again, and learns when."""
+    stage.serve(stage.backend())
+    pause(stage, 600)
+    clients = [ask(stage), ask(stage)]
+    wait_for(stage, 2)
+    end = stage.begin_drain(1.0)
+    answers = [client.message() for client in clients]
+    assert [(answer.status, answer.get("connection")) for answer in answers] == [(503, b"close")] * 2
+    assert all(int(answer.get("retry-after") or 0) > 500 for answer in answers)
+    assert end.result(5) == 0
+    assert stage.log()[0]["error"] == "/: paused, and the process that it waited in left"
+
+
 def test_no_more_wait_than_may(stage: Stage) -> None:
     backend = stage.backend()
     stage.serve(backend, route={"queue": 1})

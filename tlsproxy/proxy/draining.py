@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _GRACE: Final = 1.0  # seconds in which a client that has only just connected may begin to speak to a draining worker
 _FEW_NAMES: Final = 10  # that are logged
+_LAST_WORDS: Final = 0.25  # seconds for a 503 to go out
 _FAREWELL: Final = 10.0  # seconds for a WebSocket to end once it was told to
 
 
@@ -32,10 +33,18 @@ class Draining:
     Mutable: _end (loop time when all is over), _latest (it was hastened: not later than this), _limit (of the wait).
     """
 
-    def __init__(self, connections: Connections, services: Services, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        services: Services,
+        loop: asyncio.AbstractEventLoop,
+        dismiss: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`dismiss` sends away who still waits for a backend, and may not stay: nothing of those was sent to one."""
         self._connections = connections
         self._services = services
         self._loop = loop
+        self._dismiss = dismiss
         self._end = self._latest = math.inf
         self._limit: asyncio.Timeout | None = None
 
@@ -46,14 +55,14 @@ class Draining:
         stays = self._services.staying = frozenset(unchanged if may_stay else ())
         self._end = min(now + (streams if stays else timeout), self._latest)
         self._tell(min(_GRACE, timeout / 2))
-        await self._wait(now + timeout)
+        await self._wait_and_dismiss(now + timeout, timeout)
         cut = 0
         if self._services.staying and self._connections:
             cut = self._cut(self._leaving(), timeout)
             self._report()
             await self._wait(self._end - min(_FAREWELL, (self._end - self._loop.time()) / 2))
             self._tell_all()
-        await self._wait(self._end)
+        await self._wait_and_dismiss(self._end, self._end - now)
         return cut + self._cut(self._connections, self._end - now)
 
     def hasten(self, timeout: float) -> None:
@@ -77,6 +86,12 @@ class Draining:
         self._services.staying = frozenset()
         for connection in self._connections:
             connection.drain()
+
+    async def _wait_and_dismiss(self, until: float, timeout: float) -> None:
+        """Whoever waits for a backend hears that there will be none, while there is time to say so."""
+        await self._wait(until - min(_LAST_WORDS, timeout / 10))
+        self._dismiss()
+        await self._wait(until)
 
     async def _wait(self, until: float) -> None:
         """Wait for the last connection, until then or until it is to be sooner."""

@@ -87,7 +87,7 @@ class Front:
         self._services = self._make_services(settings)
         self._checks = _make_checks(settings)
         self._orders = Orders(self._sites, assembly.find, self._backends)
-        self._draining = Draining(self.connections, self._services, loop)
+        self._draining = Draining(self.connections, self._services, loop, self._dismiss)
         self._listeners: list[Listener] = []
         self._adopted: dict[int, list[tuple[Kind, Listener]]] = {}
         self._tick_handle: asyncio.TimerHandle | None = None
@@ -292,6 +292,13 @@ class Front:
         self._access.flush()
         self._count_losses(self.connections.report())
         self._report_handshakes()
+
+    def _dismiss(self) -> None:
+        """Of the sites that may not stay longer, nobody waits for a backend any more."""
+        for site in self._sites:
+            if not self._services.lets_stay(site):
+                for forward in site.forwards:
+                    forward.route.line.dismiss()
 
     def _check_deadline(self, connection: Connection, now: float) -> None:
         """One connection in trouble must not keep the tick from the others."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LONGEST_PAUSE: Final = 30.0
 """Seconds that a request waits for the end of a pause, however long that lasts."""
 
+_LEFT: Final = "the process that it waited in left"
 KNOCK_APART: Final = 0.1
 """Seconds between two looks whether somebody listens by now."""
 
@@ -171,6 +172,16 @@ class Line:
                 self.leave(waiter)
                 waiter.waited_in_vain(self._in_vain(reason, now))
         self.call()  # a backend may have come back without a word to us
+
+    def dismiss(self) -> None:
+        """Send everybody away: the worker has no time left for them."""
+        failure: failures.BackendFailure = failures.NoBackend(self.label, f"no backend was free, and {_LEFT}")
+        if self._paused_until:
+            failure = failures.Paused(self.label, f"paused, and {_LEFT}", self._rest_of_pause(time.monotonic()))
+        for waiter in tuple(self._waiting):
+            if waiter in self._waiting:
+                self.leave(waiter)
+                waiter.waited_in_vain(failure)
 
     def close(self) -> None:
         """The worker leaves: nobody goes on from here."""
