@@ -112,7 +112,7 @@ def test_when_the_worker_leaves_all_hear_it(stage: Stage) -> None:
     assert [(answer.status, answer.get("connection")) for answer in answers] == [(503, b"close")] * 2
     assert all(int(answer.get("retry-after") or 0) > 500 for answer in answers)
     assert end.result(5) == 0
-    assert stage.log()[0]["error"] == "/: paused, and the process that it waited in left"
+    assert stage.log(2)[0]["error"] == "/: paused, and the process that it waited in left"
 
 
 def test_no_more_wait_than_may(stage: Stage) -> None:
