@@ -30,7 +30,7 @@ LOST = (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError, EOFError)
 def proxy(start_proxy: StartProxy, app: str, tmp_path: Path, authority: trustme.CA) -> Proxy:
     pair = write_pair(tmp_path, authority, "localhost")
     site = f'[[sites]]\nhosts = ["localhost"]\ncertificate = {pair}\nbackends = ["{app}"]'
-    return start_proxy(site, workers=2)
+    return start_proxy(site, workers=2, drain="5s")
 
 
 def ask(proxy: Proxy) -> None:
