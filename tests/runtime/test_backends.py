@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime.herd import BLUE, GREEN, RED, Herd, House, made_store, settings, site, warnings
+from tlsproxy.runtime import backends
 from tlsproxy.runtime.adminhttp import Refusal
 from tlsproxy.runtime.messages import BackendPlan
 from tlsproxy.runtime.planfile import PlanFile
+from tlsproxy.store import directory
+from tlsproxy.store.directory import open_lock
 
 
 @pytest.fixture
@@ -25,6 +30,15 @@ def act(house: House, verb: str, name: str = "", **options: str) -> Any:
     return asyncio.run(house.operators.act(verb, name, options))
 
 
+@contextmanager
+def closed(descriptor: int) -> Iterator[None]:
+    """Until the end of the block it is open."""
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class TestDrain:
     def test_all_workers_of_all_generations_hear_of_it(self, store: Path) -> None:
         house = House(settings(store, site(BLUE, GREEN)), Herd(), Herd())
@@ -33,7 +47,7 @@ class TestDrain:
         act(house, "resume", BLUE)
         assert [herd.plan.drained for herd in house.herds] == [(), ()]
 
-    def test_it_is_kept_before_anybody_goes_by_it(self, store: Path) -> None:
+    def test_it_is_kept_when_the_command_ends(self, store: Path) -> None:
         configuration = settings(store, site(BLUE, GREEN))
         act(House(configuration), "drain", BLUE)
         assert House(configuration).backends.plan.drained == (BLUE,)
@@ -59,6 +73,45 @@ class TestDrain:
         house = House(settings("memory:", site(BLUE, GREEN)))
         assert "will not survive a restart" in warnings(act(house, "drain", BLUE))[0]
         assert house.herds[0].plan.drained == (BLUE,)
+
+    @pytest.mark.parametrize("verb", ["drain", "pause"])
+    def test_nobody_waits_for_a_store_that_another_process_writes(
+        self, verb: str, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It holds at once, who asked hears that it is not kept yet, and it is kept as soon as that can be."""
+        monkeypatch.setattr(backends, "SAVE_LIMIT", 0.05)
+        configuration = settings(store, site(BLUE, GREEN))
+        house = House(configuration)
+
+        async def main() -> Any:
+            with closed(open_lock(store)):
+                asked = asyncio.create_task(house.operators.act(verb, BLUE if verb == "drain" else "a.test", {}))
+                while not house.herds[0].plans:
+                    await asyncio.sleep(0)
+                assert not asked.done()
+                answer = await asked
+            await asyncio.gather(*house.backends._tasks)
+            return answer
+
+        assert "would not survive a restart of the proxy yet" in warnings(asyncio.run(main()))[0]
+        assert house.herds[0].plan == House(configuration).backends.plan
+        assert house.herds[0].plan != BackendPlan(key=house.backends.plan.key)
+
+    def test_a_save_that_is_late_and_fails_then_is_in_the_log(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(backends, "SAVE_LIMIT", 0.05)
+        monkeypatch.setattr(directory, "_LOCK_TIMEOUT", 0.2)
+        house = House(settings(store, site(BLUE, GREEN)))
+
+        async def main() -> None:
+            with closed(open_lock(store)):
+                await house.operators.act("drain", BLUE, {})
+                await asyncio.gather(*house.backends._tasks)
+
+        asyncio.run(main())
+        assert [record.message for record in caplog.records] == ["backends.state_not_kept"] * 2
+        assert "another process has been writing" in vars(caplog.records[1])["error"]
 
     def test_two_operators_at_once_both_get_what_they_want(self, store: Path) -> None:
         configuration = settings(store, site(BLUE, GREEN, RED))

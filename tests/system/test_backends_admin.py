@@ -25,6 +25,7 @@ from tests.system.regulars import multiplexing, pressing, returning
 from tests.system.releases import Release, asked, released
 from tests.system.running import PATIENCE, ROOT, Proxy, until, write_pair
 from tlsproxy.runtime.planfile import decode
+from tlsproxy.store.directory import open_lock
 
 pytestmark = pytest.mark.system
 
@@ -280,6 +281,21 @@ def test_a_drained_backend_gets_no_new_request(start_proxy: StartProxy, pair: st
     with proxy.client() as client:
         answer = client.get("/hello")
         assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+
+
+def test_a_drain_does_not_wait_for_the_store(start_proxy: StartProxy, pair: str, releases: list[Release]) -> None:
+    """Another process writes there, and does not come to an end: who stops a backend next must not lose requests."""
+    blue, green = releases
+    proxy = start_proxy(site(pair, blue, green), workers=2)
+    lock = open_lock(proxy.folder / "store")
+    try:
+        assert "would not survive a restart of the proxy yet" in admin(proxy, "backends", "drain", blue.url).err
+        assert asked(proxy, 6) == {"green"}
+        assert not state_file(proxy).exists()
+    finally:
+        os.close(lock)
+    until(state_file(proxy).exists, "it is kept")
+    assert decode(state_file(proxy).read_bytes()).plan.drained == (blue.url,)
 
 
 def test_what_is_wrong_is_said(start_proxy: StartProxy, pair: str, releases: list[Release]) -> None:

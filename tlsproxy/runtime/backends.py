@@ -1,9 +1,9 @@
 """What operators do about backends and sites while the proxy runs: drain, pause, resume; what there is of them.
 
-Owns the plan of the supervisor: it is kept in a file, then all workers go by it. Knows the configured sites, asks the
+Owns the plan of the supervisor: all workers go by it, then it is kept in a file. Knows the configured sites, asks the
 workers how their backends are; to change the backends of a route safely is the work of `swaps`. Rules: who asks for
-what is so already gets it said that it is so; what can't be kept is done all the same, with a warning, for who drains
-a backend has no time for a full disk; what workers say is believed as far as it is about what they see.
+what is so already gets it said that it is so; what can't be kept, or not at once, is done all the same, with a warning,
+for who drains a backend has no time for a disk; what workers say is believed as far as it is about what they see.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ logger = logging.getLogger(__name__)
 KEY_BYTES = 32
 STATS_LIMIT = 1.0
 LONGEST_PAUSE = 24 * 3600.0
+SAVE_LIMIT = 2.0
+"""Seconds that who has said something waits for the disk; a write takes milliseconds, the store's lock up to 10 s."""
 
 
 class Backends:
     """The plan and its owner. `generations` returns those that live, the serving one first."""
 
     # Mutable: _settings (of the serving generation), _state, _saving (orders writers: the last state is the last
-    # written), _saved (what is in the file, as far as is known), _tasks (saving what a reload has changed).
+    # written), _saved (what is in the file, as far as is known), _tasks (saving).
 
     def __init__(self, settings: Settings, generations: Callable[[], Sequence[Generation]]) -> None:
         """Reads what was kept; what does not fit the settings is dropped, with a line in the log."""
@@ -87,9 +89,7 @@ class Backends:
         for generation in self._generations()[:1]:  # those that drain know the routes that what is dropped was about
             generation.change_plan(self.plan)
         if self._is_worth_saving():
-            task = asyncio.create_task(self._save())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin_saving()
 
     def adopt(self, plan: BackendPlan) -> None:
         """Go on with the plan of another supervisor, which may have been kept nowhere."""
@@ -100,7 +100,7 @@ class Backends:
     async def keep(self) -> None:
         """Write down what the file does not say: what was dropped, and the key of cookies, which survive a restart."""
         if self._is_worth_saving():
-            await self._save()
+            await self._save_in_time()
 
     # --- what operators want ------------------------------------------------------------------------------------------
 
@@ -163,12 +163,15 @@ class Backends:
         return await self.change(plans.swapped(self._state, self.routes, route, backends))
 
     async def change(self, state: State) -> list[str]:
-        """Keep it, then have all workers go by it; return warnings. First the file: who comes after a crash knows."""
+        """Have all workers go by it, at once, then keep it; return warnings.
+
+        Not first the file: a crash between the two forgets a command that nobody was told the end of, but a disk that
+        hangs would have requests go on to a backend that is about to be stopped.
+        """
         self._state = state
-        warnings = await self._save()
         for generation in self._generations():
-            generation.change_plan(self.plan)  # not `state`: another one may have come meanwhile
-        return warnings
+            generation.change_plan(self.plan)
+        return await self._save_in_time()
 
     async def reports(self) -> list[Report]:
         """What each worker of each generation says of each backend."""
@@ -205,10 +208,28 @@ class Backends:
     def _route_row(self, name: str, path: str) -> dict[str, Any]:
         return {"path": path, "backends": list(self._urls(name)), "swapped": name in self.plan.swapped}
 
+    async def _save_in_time(self) -> list[str]:
+        """Return what stands against it, as a warning; a save that takes longer goes on."""
+        task = self._begin_saving()
+        await asyncio.wait({task}, timeout=SAVE_LIMIT)  # which leaves the task alone, whatever becomes of who waits
+        if task.done():
+            return task.result()
+        late = f"{self._file.path} was not written within {SAVE_LIMIT:g} s"
+        logger.warning("backends.state_not_kept", extra={"error": f"{late}; this goes on"})
+        return [f"this would not survive a restart of the proxy yet: {late}. This goes on; the log says if it fails."]
+
+    def _begin_saving(self) -> asyncio.Task[list[str]]:
+        task = asyncio.create_task(self._save())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _save(self) -> list[str]:
         """Return what stands against it, as a warning."""
         async with self._saving:
             state = self._state
+            if state is self._saved:  # by who waited before us
+                return []
             try:
                 await asyncio.to_thread(self._file.save, state)
             except StoreError as error:
