@@ -99,6 +99,20 @@ class TestGate:
         assert result.status == 409
         assert "configuration was changed" in result.body["error"]
 
+    def test_one_that_is_drained_while_it_is_asked_gets_no_route(self, store: Path) -> None:
+        house = House(settings(store, site(BLUE, GREEN)))
+        house.faults = [{GREEN: "503"}, {}]
+
+        async def main() -> AdminResult:
+            call = await house.swap(GREEN, timeout="5s")
+            await house.operators.act("drain", GREEN, {})
+            return await call.wait()
+
+        result = run(main)
+        assert result.status == 409
+        assert f"{GREEN} was drained meanwhile" in result.body["error"]
+        assert house.backends.plan.swapped == {}
+
 
 class TestSwitch:
     def test_it_survives_a_restart(self, store: Path) -> None:

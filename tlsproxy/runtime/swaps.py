@@ -79,8 +79,7 @@ class Swaps:
         if not 0 <= drain <= LONGEST or not 0 < timeout <= LONGEST:
             raise Refusal(400, f"timeout and drain of a swap have at most {LONGEST:.0f} s")
         order = Order(self._route(host, path), tuple(dict.fromkeys(backends)), timeout, drain)
-        drained = [url for url in order.backends if url in self._backends.plan.drained]
-        if drained:
+        if drained := self._drained(order):
             raise Refusal(409, f"{drained[0]} is drained, so it would get no request. Resume it first.")
         under_way = self._calls.get(order.route)
         if under_way is not None and under_way.result is None:
@@ -105,6 +104,9 @@ class Swaps:
             raise Refusal(404, f"{host} has no route {path}. There is {', '.join(route.path for route in site.routes)}")
         return name
 
+    def _drained(self, order: Order) -> list[str]:
+        return [url for url in order.backends if url in self._backends.plan.drained]
+
     # --- one swap -----------------------------------------------------------------------------------------------------
 
     async def _run(self, call: Call, order: Order) -> None:
@@ -127,6 +129,9 @@ class Swaps:
         routes = self._backends.routes
         if order.route not in routes:  # a reload has come between
             raise SwapFailed(f"{order.route} is no route any more: the configuration was changed meanwhile", 409)
+        if drained := self._drained(order):  # an operator has come between
+            why = f"{drained[0]} was drained meanwhile, so it would get no request"
+            raise SwapFailed(f"{order.route}: {why}. Nothing was changed. Resume it first.", 409)
         before = plans.in_use(routes, self._backends.plan)[order.route]
         _tell(call, "switch", f"new requests go to {', '.join(order.backends)}")
         warnings = await self._backends.swap(order.route, order.backends)
