@@ -131,6 +131,8 @@ def https_servers() -> Iterator[Callable[..., HttpsServer]]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
         def serve(app: Any, *, hosts: Sequence[str] = HOSTS, http2: bool = True, **route: Any) -> HttpsServer:
+            if not callable(app) and not isinstance(app, str):
+                raise TypeError(f'https_server(app) wants an ASGI application or "module:app"; this is {app!r}')
             return stack.enter_context(HttpsServer(app, folder, hosts, http2, route))
 
         yield serve

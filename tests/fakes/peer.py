@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 15.0
 CUT: Final = (ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 """How reading ends when the other side broke the connection off instead of closing it."""
 

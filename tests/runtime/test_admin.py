@@ -264,7 +264,7 @@ def test_a_proxy_that_ends_is_told_from_work_that_ends(tmp_path: Path) -> None:
         ("GET", ("certs", "acme", "a.test"), 404, "written %2F"),
         ("GET", ("certs", ""), 404, "there is no /certs/"),
         ("GET", (), 404, "there is no /"),
-        ("PUT", ("certs", "a.test"), 405, "use GET, DELETE"),
+        ("PUT", ("certs", "a.test"), 405, "use GET, HEAD, DELETE"),
         ("GET", ("certs", "a.test", "renew"), 405, "use POST"),
         ("GET", ("certs", "a\nb"), 400, "no control characters"),
         ("GET", ("certs", "a" * 513), 400, "at most 512 characters"),

@@ -88,6 +88,7 @@ def test_metrics_are_told_to_anybody_by_any_name() -> None:
         ("POST /reload HTTP/1.1", 404),
         ("POST /metrics HTTP/1.1", 405),
         ("DELETE /healthz HTTP/1.1", 405),
+        ("HEAD /status HTTP/1.1", 404),
         ("GET metrics HTTP/1.1", 400),
     ],
 )
@@ -95,6 +96,20 @@ def test_nothing_else_is_there(request_line: str, status: int) -> None:
     async def scene() -> None:
         async with opened() as port:
             assert (await ask(port.bound[0], request_line))[0] == status
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("path", ["metrics", "healthz", "readyz"])
+def test_head_is_get_without_a_body(path: str) -> None:
+    """RFC 9110 9.3.2: what `wget --spider` and load balancers ask."""
+
+    async def scene() -> None:
+        async with opened() as port:
+            status, _, body = await ask(port.bound[0], f"GET /{path} HTTP/1.1")
+            asked = await ask(port.bound[0], f"HEAD /{path} HTTP/1.1")
+            assert (asked[0], asked[2]) == (status, "")
+            assert f"Content-Length: {len(body.encode())}" in asked[1]
 
     asyncio.run(scene())
 

@@ -86,6 +86,8 @@ def test_log_and_monkeypatch(https_server, monkeypatch):
 
 def test_unknown_key(https_server):
     from tlsproxy.pytest_plugin import HttpsServerFailed
+    with pytest.raises(TypeError, match="wants an ASGI application"):
+        https_server(42)
     with pytest.raises(HttpsServerFailed, match="the proxy did not start.*nonsense"):
         https_server(make(), nonsense=1)
 """

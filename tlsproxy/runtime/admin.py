@@ -191,17 +191,18 @@ class AdminServer:
     # --- routes -------------------------------------------------------------------------------------------------------
 
     async def answer(self, request: Request) -> Answer | Lines:
-        """Answer one request. Raises Refusal."""
+        """Answer one request. Raises Refusal. HEAD is answered as GET, and its body left out elsewhere."""
+        method = "GET" if request.method == "HEAD" else request.method
         matches = [(route, name) for route in ROUTES if (name := route.match(request.path)) is not None]
         if not matches:
             return Answer(404, {"error": unknown(request.path), "routes": [str(route) for route in ROUTES]})
         for route, name in matches:
-            if route.method == request.method:
+            if route.method == method:
                 check_name(name)
                 if self._last_call.is_made and route.method != "GET":
                     raise Refusal(503, _ELSEWHERE)  # what is changed here changes nothing any more
                 return await self._ways[route.way](Asked(route.verb, name, request.options, request.accept))
-        allowed = ", ".join(route.method for route, _ in matches)
+        allowed = ", ".join("GET, HEAD" if route.method == "GET" else route.method for route, _ in matches)
         sentence = f"{request.method} has no meaning for /{'/'.join(request.path)}; use {allowed}"
         return Answer(405, {"error": sentence}, (("Allow", allowed),))
 

@@ -24,7 +24,7 @@ _MOST_CONNECTIONS: Final = 64  # with those that are being told that there are t
 
 _PUBLIC: Final = frozenset({("metrics",), ("healthz",), ("readyz",)})
 _NOT_HERE: Final = "there is nothing but /metrics, /healthz and /readyz on this port"
-_READ_ONLY: Final = "this port only answers GET"
+_READ_ONLY: Final = "this port only answers GET and HEAD"
 _FULL: Final = f"there are {MAX_CLIENTS} clients of this port already. Try again in a moment."
 
 
@@ -121,8 +121,8 @@ class MetricsPort:
         """Answer one request."""
         if request.path not in _PUBLIC:
             return Answer(404, {"error": _NOT_HERE})
-        if request.method != "GET":
-            return Answer(405, {"error": _READ_ONLY}, (("Allow", "GET"),))
+        if request.method not in ("GET", "HEAD"):
+            return Answer(405, {"error": _READ_ONLY}, (("Allow", "GET, HEAD"),))
         try:
             return await self._answer(Request("GET", request.path, accept=request.accept))
         except NothingServes as error:
