@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from tests.runtime.herd import BLUE, GREEN, RED, Herd, House, made_store, settings, site, warnings
 from tlsproxy.runtime import backends
 from tlsproxy.runtime.adminhttp import Refusal
-from tlsproxy.runtime.messages import BackendPlan
+from tlsproxy.runtime.control import decode, encode
+from tlsproxy.runtime.messages import BackendPlan, TakeOver
 from tlsproxy.runtime.planfile import PlanFile
+from tlsproxy.settings import Settings
 from tlsproxy.store import directory
 from tlsproxy.store.directory import open_lock
 
@@ -239,6 +242,55 @@ class TestGenerations:
         plan = BackendPlan(drained=(BLUE,), key="ab")
         house.backends.adopt(plan)
         assert house.backends.plan == plan
+
+    def upgraded(self, house: House, configuration: Settings, *forgotten: str) -> House:
+        """The next supervisor, told twice of the plan; an older version says nothing of what is `forgotten`."""
+        after = House(configuration)
+        message = json.loads(encode(TakeOver(house.backends.plan)))
+        for name in forgotten:
+            del message["plan"][name]
+        word = decode(json.dumps(message).encode())
+        assert isinstance(word, TakeOver)
+        after.backends.adopt(word.plan)
+        after.backends.adopt(word.plan)
+        return after
+
+    def swapped(self, store: Path | str) -> House:
+        house = House(settings(store))
+
+        async def main() -> None:
+            await (await house.swap(GREEN)).wait()
+
+        asyncio.run(main())
+        return house
+
+    @pytest.mark.parametrize("forgotten", [(), ("instead_of",)])
+    @pytest.mark.parametrize("is_kept", [False, True])
+    def test_a_swap_holds_over_an_upgrade_until_the_configuration_names_others(
+        self, is_kept: bool, forgotten: Sequence[str], store: Path
+    ) -> None:
+        place = store if is_kept else "memory:"
+        house = self.upgraded(self.swapped(place), settings(place), *forgotten)
+        assert house.backends.plan.swapped == {"a.test /": (GREEN,)}
+        self.reload(house, settings(place, site(RED)))
+        assert house.herds[0].plan.swapped == {}
+
+    @pytest.mark.parametrize(("is_kept", "forgotten"), [(False, ()), (True, ()), (True, ("instead_of",))])
+    def test_an_upgrade_to_a_configuration_that_names_others_ends_a_swap_and_says_so_once(
+        self, is_kept: bool, forgotten: Sequence[str], store: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        place = store if is_kept else "memory:"
+        before = self.swapped(place)
+        caplog.clear()
+        after = self.upgraded(before, settings(place, site(RED)), *forgotten)
+        assert after.backends.plan.swapped == {}
+        assert [record.message for record in caplog.records] == ["backends.state_dropped"]
+
+    def test_what_a_newer_version_says_besides_is_passed_over(self) -> None:
+        """Back again to an older version: a plan with more in it than it knows is still one."""
+        assert decode(b'{"type":"TakeOver","plan":{"key":"ab","tomorrow":{"a":["b"]}}}') == TakeOver(
+            BackendPlan(key="ab")
+        )
 
     def test_a_state_that_cannot_be_read_is_none(self, store: Path) -> None:
         configuration = settings(store)

@@ -13,17 +13,14 @@ from tlsproxy.errors import StoreError
 from tlsproxy.runtime import planfile
 from tlsproxy.runtime.messages import BackendPlan
 from tlsproxy.runtime.planfile import PlanFile, decode, encode
-from tlsproxy.runtime.plans import State
 from tlsproxy.store.base import open_store
 
-STATE = State(
-    BackendPlan(
-        drained=("unix:/run/a.sock",),
-        swapped={"a.test /": ("http://10.0.0.2:80",)},
-        paused={"a.test": 1000.5},
-        key="00ff",
-    ),
-    {"a.test /": ("http://10.0.0.1:80",)},
+STATE = BackendPlan(
+    drained=("unix:/run/a.sock",),
+    swapped={"a.test /": ("http://10.0.0.2:80",)},
+    paused={"a.test": 1000.5},
+    key="00ff",
+    instead_of={"a.test /": ("http://10.0.0.1:80",)},
 )
 
 
@@ -42,8 +39,8 @@ def file_in(directory: Path) -> PlanFile:
 def test_what_was_saved_is_read_again_by_the_next_one(directory: Path) -> None:
     file_in(directory).save(STATE)
     assert file_in(directory).load() == STATE
-    file_in(directory).save(State())
-    assert file_in(directory).load() == State()
+    file_in(directory).save(BackendPlan())
+    assert file_in(directory).load() == BackendPlan()
 
 
 def test_only_its_owner_can_read_it(directory: Path) -> None:
@@ -59,8 +56,8 @@ def test_the_store_is_one_still(directory: Path) -> None:
 
 
 def test_no_store_and_no_file_are_no_state(tmp_path: Path, directory: Path) -> None:
-    assert file_in(tmp_path / "none").load() == State()
-    assert file_in(directory).load() == State()
+    assert file_in(tmp_path / "none").load() == BackendPlan()
+    assert file_in(directory).load() == BackendPlan()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +81,7 @@ def test_what_is_no_state_is_said_and_ignored(
 ) -> None:
     file_in(directory).save(STATE)
     (directory / "plan" / "backends.json").write_bytes(content)
-    assert file_in(directory).load() == State()
+    assert file_in(directory).load() == BackendPlan()
     assert [record.message for record in caplog.records] == ["backends.state_unreadable"]
     assert "secret" not in str(vars(caplog.records[0]))
 
@@ -94,19 +91,19 @@ def test_a_file_without_end_does_not_fill_the_memory(directory: Path, monkeypatc
     file_in(directory).save(STATE)
     with (directory / "plan" / "backends.json").open("r+b") as file:
         file.truncate(1 << 40)
-    assert file_in(directory).load() == State()
+    assert file_in(directory).load() == BackendPlan()
 
 
 def test_no_link_is_followed_to_read_or_to_write(directory: Path, tmp_path: Path) -> None:
     """Whoever owns the store could have root read, or overwrite, what is root's."""
     victim = tmp_path / "victim"
     victim.write_bytes(encode(STATE))
-    file_in(directory).save(State())
+    file_in(directory).save(BackendPlan())
     link = directory / "plan" / "backends.json"
     link.unlink()
     link.symlink_to(victim)
-    assert file_in(directory).load() == State()
-    file_in(directory).save(State(BackendPlan(key="11")))
+    assert file_in(directory).load() == BackendPlan()
+    file_in(directory).save(BackendPlan(key="11"))
     assert victim.read_bytes() == encode(STATE)
     assert not link.is_symlink()
 
@@ -128,7 +125,7 @@ def test_who_dies_while_writing_leaves_the_old_state(directory: Path, monkeypatc
 
     monkeypatch.setattr(os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        file_in(directory).save(State())
+        file_in(directory).save(BackendPlan())
     monkeypatch.undo()
     assert file_in(directory).load() == STATE
 
@@ -145,7 +142,7 @@ def test_root_leaves_the_file_to_the_owner_of_the_store(directory: Path) -> None
 
 def test_a_store_that_keeps_nothing_says_so() -> None:
     file = PlanFile("memory:")
-    assert (file.load(), file.path) == (State(), None)
+    assert (file.load(), file.path) == (BackendPlan(), None)
     with pytest.raises(StoreError, match="forgotten when the proxy ends"):
         file.save(STATE)
 

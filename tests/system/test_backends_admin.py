@@ -235,11 +235,10 @@ import sys
 import threading
 from tlsproxy.runtime.messages import BackendPlan
 from tlsproxy.runtime.planfile import PlanFile
-from tlsproxy.runtime.plans import State
 file = PlanFile(sys.argv[1])
 print("ready", flush=True)
 for number in range(1_000_000):
-    file.save(State(BackendPlan(drained=tuple(f"http://10.0.0.1:{port}" for port in range(1, number % 50 + 2)))))
+    file.save(BackendPlan(drained=tuple(f"http://10.0.0.1:{port}" for port in range(1, number % 50 + 2))))
 """
 
 
@@ -254,10 +253,10 @@ def test_whoever_is_killed_while_writing_leaves_a_state_that_can_be_read(
             assert writer.stdout.readline() == b"ready\n"
             wait_for_change(state_file(proxy))
             writer.kill()
-        assert decode(state_file(proxy).read_bytes()).plan.drained
+        assert decode(state_file(proxy).read_bytes()).drained
     # Whoever writes next clears away what the dead have left.
     admin(proxy, "backends", "drain", releases[0].url)
-    assert decode(state_file(proxy).read_bytes()).plan.drained == (releases[0].url,)
+    assert decode(state_file(proxy).read_bytes()).drained == (releases[0].url,)
     assert list((proxy.folder / "store" / "new").iterdir()) == []
 
 
@@ -295,7 +294,7 @@ def test_a_drain_does_not_wait_for_the_store(start_proxy: StartProxy, pair: str,
     finally:
         os.close(lock)
     until(state_file(proxy).exists, "it is kept")
-    assert decode(state_file(proxy).read_bytes()).plan.drained == (blue.url,)
+    assert decode(state_file(proxy).read_bytes()).drained == (blue.url,)
 
 
 def test_what_is_wrong_is_said(start_proxy: StartProxy, pair: str, releases: list[Release]) -> None:

@@ -23,7 +23,6 @@ from tlsproxy.runtime.generation import Generation
 from tlsproxy.runtime.messages import BackendPlan
 from tlsproxy.runtime.naming import Names
 from tlsproxy.runtime.planfile import PlanFile
-from tlsproxy.runtime.plans import State
 from tlsproxy.runtime.reload import Move
 from tlsproxy.runtime.rows import Report, merge
 from tlsproxy.settings import Settings, Site
@@ -40,8 +39,9 @@ SAVE_LIMIT = 2.0
 class Backends:
     """The plan and its owner. `generations` returns those that live, the serving one first."""
 
-    # Mutable: _settings (of the serving generation), _state, _saving (orders writers: the last state is the last
-    # written), _saved (what is in the file, as far as is known), _tasks (saving).
+    # Mutable: _settings (of the serving generation), _plan, _saving (orders writers: the last plan is the last
+    # written), _saved (what is in the file, as far as is known), _dropped (what was said last not to fit), _tasks
+    # (saving).
 
     def __init__(self, settings: Settings, generations: Callable[[], Sequence[Generation]]) -> None:
         """Reads what was kept; what does not fit the settings is dropped, with a line in the log."""
@@ -50,8 +50,9 @@ class Backends:
         self._file = PlanFile(settings.store.url)
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[list[str]]] = set()
-        self._state = self._saved = self._file.load()
-        self._take(self._fitted(settings))
+        self._saved = self._file.load()
+        self._dropped: list[str] = []
+        self._plan = self._fitted(self._saved, settings)
 
     def __repr__(self) -> str:
         return f"<Backends {self.plan!r}>"
@@ -59,7 +60,7 @@ class Backends:
     @property
     def plan(self) -> BackendPlan:
         """What all workers go by now."""
-        return self._state.plan
+        return self._plan
 
     @property
     def sites(self) -> Sequence[Site]:
@@ -74,7 +75,7 @@ class Backends:
 
     def plan_for(self, settings: Settings) -> BackendPlan:
         """The plan for a generation of these settings, that may come to serve or not."""
-        return plans.fit(self._state, settings.sites, time.time())[0].plan
+        return plans.fit(self._plan, settings.sites, time.time())[0]
 
     async def prepare(self, settings: Settings) -> Move:
         """For a reload: what is to be done once the generation of these settings serves."""
@@ -83,19 +84,22 @@ class Backends:
     def settle(self, settings: Settings) -> None:
         """The generation of these settings serves now: what does not fit them is over. Waits for no disk."""
         if settings.store.url != self._settings.store.url:
-            self._file, self._saved = PlanFile(settings.store.url), State()
+            self._file, self._saved = PlanFile(settings.store.url), BackendPlan()
         self._settings = settings
-        self._take(self._fitted(settings))
+        self._plan = self._fitted(self._plan, settings)
         for generation in self._generations()[:1]:  # those that drain know the routes that what is dropped was about
             generation.change_plan(self.plan)
         if self._is_worth_saving():
             self._begin_saving()
 
     def adopt(self, plan: BackendPlan) -> None:
-        """Go on with the plan of another supervisor, which may have been kept nowhere."""
+        """Go on with the plan of another supervisor, which may have been kept nowhere.
+
+        One of an older version does not say what its swaps replaced; then the file does, if there is one.
+        """
         if plan.key:
-            self._state = State(plan, self._state.instead_of)
-            self._take(self._fitted(self._settings))
+            handed = replace(plan, instead_of={**self._saved.instead_of, **plan.instead_of})
+            self._plan = self._fitted(handed, self._settings)
 
     async def keep(self) -> None:
         """Write down what the file does not say: what was dropped, and the key of cookies, which survive a restart."""
@@ -111,14 +115,14 @@ class Backends:
     async def drain(self, url: str) -> dict[str, Any]:
         """Have `url` get no new request. Raises Refusal."""
         self._require(url)
-        warnings = await self.change(replace(self._state, plan=plans.drained(self.plan, url)))
+        warnings = await self.change(plans.drained(self.plan, url))
         alone = [route for route in plans.without_others(self.routes, self.plan) if url in self._urls(route)]
         warnings += [f"{route} has no other backend: its requests get 503 (or wait, with hold)" for route in alone]
         return {"url": url, "state": "draining", "warnings": warnings}
 
     async def resume(self, url: str) -> dict[str, Any]:
         self._require(url)
-        warnings = await self.change(replace(self._state, plan=plans.resumed(self.plan, url)))
+        warnings = await self.change(plans.resumed(self.plan, url))
         return {"url": url, "state": "up", "warnings": warnings}
 
     def site_rows(self) -> list[dict[str, Any]]:
@@ -139,12 +143,12 @@ class Backends:
             raise Refusal(400, f"a pause has at most {LONGEST_PAUSE / 3600:.0f} hours; ask again to lengthen it")
         site = self.site(host).hosts[0]
         paused = plans.paused(self.plan, site, time.time() + seconds)
-        return {"site": site, "paused_for": seconds, "warnings": await self.change(replace(self._state, plan=paused))}
+        return {"site": site, "paused_for": seconds, "warnings": await self.change(paused)}
 
     async def resume_site(self, host: str) -> dict[str, Any]:
         site = self.site(host).hosts[0]
         was_paused = self.plan.paused.get(site, 0.0) > time.time()
-        warnings = await self.change(replace(self._state, plan=plans.unpaused(self.plan, site)))
+        warnings = await self.change(plans.unpaused(self.plan, site))
         return {"site": site, "paused_for": 0.0, "was_paused": was_paused, "warnings": warnings}
 
     # --- for swaps ----------------------------------------------------------------------------------------------------
@@ -160,17 +164,17 @@ class Backends:
 
     async def swap(self, route: str, backends: Sequence[str]) -> list[str]:
         """Have the route go to these backends from now on; return warnings."""
-        return await self.change(plans.swapped(self._state, self.routes, route, backends))
+        return await self.change(plans.swapped(self.plan, self.routes, route, backends))
 
-    async def change(self, state: State) -> list[str]:
+    async def change(self, plan: BackendPlan) -> list[str]:
         """Have all workers go by it, at once, then keep it; return warnings.
 
         Not first the file: a crash between the two forgets a command that nobody was told the end of, but a disk that
         hangs would have requests go on to a backend that is about to be stopped.
         """
-        self._state = state
+        self._plan = plan
         for generation in self._generations():
-            generation.change_plan(self.plan)
+            generation.change_plan(plan)
         return await self._save_in_time()
 
     async def reports(self) -> list[Report]:
@@ -181,21 +185,20 @@ class Backends:
 
     # --- private ------------------------------------------------------------------------------------------------------
 
-    def _fitted(self, settings: Settings) -> State:
-        state, dropped = plans.fit(self._state, settings.sites, time.time())
+    def _fitted(self, plan: BackendPlan, settings: Settings) -> BackendPlan:
+        """What of it fits, with a key; what does not is said, once where the same plan comes from several sides."""
+        fitting, dropped = plans.fit(plan, settings.sites, time.time())
         for entry in dropped:
-            logger.warning("backends.state_dropped", extra={"entry": entry})
-        return state
-
-    def _take(self, state: State) -> None:
-        key = state.plan.key or secrets.token_hex(KEY_BYTES)
-        self._state = replace(state, plan=replace(state.plan, key=key))
+            if entry not in self._dropped:
+                logger.warning("backends.state_dropped", extra={"entry": entry})
+        self._dropped = dropped
+        return replace(fitting, key=plan.key or secrets.token_hex(KEY_BYTES))
 
     def _is_worth_saving(self) -> bool:
         """Whether the file is to say something else; a key that makes no cookies is nothing."""
         has_cookies = any(route.sticky for site in self.sites for route in site.routes)
-        now, then = ((replace(each.plan, key=""), each.instead_of) for each in (self._state, self._saved))
-        return now != then or (has_cookies and self.plan.key != self._saved.plan.key)
+        now, then = (replace(each, key="") for each in (self._plan, self._saved))
+        return now != then or (has_cookies and self._plan.key != self._saved.key)
 
     def _require(self, url: str) -> None:
         known = {each for urls in plans.in_use(self.routes, self.plan).values() for each in urls}
@@ -227,15 +230,15 @@ class Backends:
     async def _save(self) -> list[str]:
         """Return what stands against it, as a warning."""
         async with self._saving:
-            state = self._state
-            if state is self._saved:  # by who waited before us
+            plan = self._plan
+            if plan is self._saved:  # by who waited before us
                 return []
             try:
-                await asyncio.to_thread(self._file.save, state)
+                await asyncio.to_thread(self._file.save, plan)
             except StoreError as error:
                 logger.warning("backends.state_not_kept", extra={"error": str(error)})
                 return [f"this will not survive a restart of the proxy: {error}"]
-            self._saved = state
+            self._saved = plan
             return []
 
 

@@ -17,13 +17,15 @@ class BackendPlan:
 
     `drained` are URLs that get no new request; `swapped` the backends of a route instead of the configured ones, by
     "SITE PATH" (a site is named by its first host); `paused` until when (time.time()) requests of a site wait.
-    `key` (hex) keeps the cookies of sticky routes from being made up or read.
+    `key` (hex) keeps the cookies of sticky routes from being made up or read. `instead_of` says for each swap what the
+    configuration named then (without an entry: not known, as older versions hand it over); no worker needs it.
     """
 
     drained: tuple[str, ...] = ()
     swapped: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     paused: dict[str, float] = dataclasses.field(default_factory=dict)
     key: str = dataclasses.field(default="", repr=False)
+    instead_of: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

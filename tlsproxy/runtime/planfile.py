@@ -21,7 +21,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from tlsproxy.errors import StoreError
 from tlsproxy.runtime.messages import BackendPlan
-from tlsproxy.runtime.plans import State
 from tlsproxy.settings import fields
 from tlsproxy.store.directory import PLAN, explain, make_folder, open_folder, open_lock, replace_file
 
@@ -32,6 +31,7 @@ FORM = 1
 MOST = 4 * 1024 * 1024
 """Bytes; a hundred thousand drained backends."""
 
+_NAMES = ("drained", "swapped", "paused", "key", "instead_of")
 _SHAPE = TypeAdapter(BackendPlan)
 _ROUTES: TypeAdapter[dict[str, tuple[str, ...]]] = TypeAdapter(dict[str, fields.Backends])
 _URLS: TypeAdapter[tuple[str, ...]] = TypeAdapter(fields.Backends)
@@ -52,16 +52,16 @@ class PlanFile:
     def path(self) -> Path | None:
         return self._directory and self._directory / PLAN / NAME
 
-    def load(self) -> State:
+    def load(self) -> BackendPlan:
         """Return what was saved; nothing, if there is nothing that can be read."""
         try:
             content = self._read()
-            return State() if content is None else decode(content)
+            return BackendPlan() if content is None else decode(content)
         except (OSError, ValueError, StoreError) as error:
             logger.warning("backends.state_unreadable", extra={"file": str(self.path), "error": str(error)})
-            return State()
+            return BackendPlan()
 
-    def save(self, state: State) -> None:
+    def save(self, plan: BackendPlan) -> None:
         """Keep it. Raises StoreError: what was kept before is kept still, then."""
         if self._directory is None:
             raise StoreError(f"store.url {self._store_url} keeps nothing: this is forgotten when the proxy ends")
@@ -69,7 +69,7 @@ class PlanFile:
             lock = open_lock(self._directory)
             try:
                 with make_folder(self._directory, PLAN) as folder:
-                    replace_file(self._directory, folder, NAME, encode(state))
+                    replace_file(self._directory, folder, NAME, encode(plan))
             finally:
                 os.close(lock)
         except OSError as error:
@@ -86,25 +86,25 @@ class PlanFile:
         return None
 
 
-def encode(state: State) -> bytes:
+def encode(plan: BackendPlan) -> bytes:
     """One JSON object, for people too."""
-    plan = state.plan
-    fields_of_plan = {"drained": plan.drained, "swapped": plan.swapped, "paused": plan.paused, "key": plan.key}
-    return json.dumps({"form": FORM, **fields_of_plan, "instead_of": state.instead_of}, indent=1).encode() + b"\n"
+    return json.dumps({"form": FORM, **{name: getattr(plan, name) for name in _NAMES}}, indent=1).encode() + b"\n"
 
 
-def decode(content: bytes) -> State:
+def decode(content: bytes) -> BackendPlan:
     """Raises ValueError: it is not what `encode` writes. The words of it that are ours repeat no secret."""
     try:
         found: Any = json.loads(content)
         if not isinstance(found, dict) or found.get("form") != FORM:
             raise ValueError("it is not of a form that this version knows")
-        plan = _SHAPE.validate_python({name: found[name] for name in ("drained", "swapped", "paused", "key")})
+        plan = _SHAPE.validate_python({name: found[name] for name in _NAMES})
         _URLS.validate_python(plan.drained)
         _ROUTES.validate_python(plan.swapped)
+        _ROUTES.validate_python(plan.instead_of)
         bytes.fromhex(plan.key)
-        return State(plan, _ROUTES.validate_python(found["instead_of"]))
     except ValidationError as error:
         raise ValueError(f"{error.error_count()} of its values are wrong") from None
     except (KeyError, RecursionError) as error:
         raise ValueError("it is not complete") from error
+    else:
+        return plan

@@ -2,13 +2,14 @@
 
 Knows BackendPlan and the configured sites. A route is named "SITE PATH", a site by its first host. Rule: the newer word
 counts. A swap is remembered with the backends that the configuration named at the time; a configuration that names
-others since then was written after it, and the swap is over.
+others since then was written after it, and the swap is over. Where it is not known what it named, it is what it names
+now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from tlsproxy.runtime.messages import BackendPlan
@@ -17,14 +18,6 @@ from tlsproxy.settings.sites import Health
 
 Routes: TypeAlias = Mapping[str, tuple[str, ...]]
 """The backends of each route."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A plan, and for each swap in it what the configuration said then (nothing: that is not known)."""
-
-    plan: BackendPlan = field(default_factory=BackendPlan)
-    instead_of: Routes = field(default_factory=dict)
 
 
 def configured(sites: Iterable[Site]) -> dict[str, tuple[str, ...]]:
@@ -59,23 +52,23 @@ def unpaused(plan: BackendPlan, site: str) -> BackendPlan:
     return replace(plan, paused={name: until for name, until in plan.paused.items() if name != site})
 
 
-def swapped(state: State, routes: Routes, route: str, backends: Sequence[str]) -> State:
+def swapped(plan: BackendPlan, routes: Routes, route: str, backends: Sequence[str]) -> BackendPlan:
     """The route has these backends from now on; the configured ones are no swap."""
-    swaps = {name: urls for name, urls in state.plan.swapped.items() if name != route}
-    instead_of = {name: urls for name, urls in state.instead_of.items() if name != route}
+    swaps = {name: urls for name, urls in plan.swapped.items() if name != route}
+    instead_of = {name: urls for name, urls in plan.instead_of.items() if name != route}
     if set(backends) != set(routes[route]):
         swaps[route] = tuple(backends)
         instead_of[route] = routes[route]
-    return State(replace(state.plan, swapped=swaps), instead_of)
+    return replace(plan, swapped=swaps, instead_of=instead_of)
 
 
-def fit(state: State, sites: Sequence[Site], now: float) -> tuple[State, list[str]]:
-    """What of a state holds for these sites, and a sentence for each entry that does not.
+def fit(plan: BackendPlan, sites: Sequence[Site], now: float) -> tuple[BackendPlan, list[str]]:
+    """What of a plan holds for these sites, and a sentence for each entry that does not.
 
     `now` is time.time(): a pause that is over is no entry.
     """
-    routes, plan = configured(sites), state.plan
-    faults = {name: fault for name, urls in plan.swapped.items() if (fault := _misfit(name, urls, state, routes))}
+    routes = configured(sites)
+    faults = {name: fault for name, urls in plan.swapped.items() if (fault := _misfit(name, urls, plan, routes))}
     swaps = {name: urls for name, urls in plan.swapped.items() if name not in faults}
     known = {url for urls in in_use(routes, replace(plan, swapped=swaps)).values() for url in urls}
     names = {site.hosts[0] for site in sites}
@@ -87,10 +80,11 @@ def fit(state: State, sites: Sequence[Site], now: float) -> tuple[State, list[st
     fitting = replace(
         plan,
         swapped=swaps,
+        instead_of={name: plan.instead_of.get(name, routes[name]) for name in swaps},
         drained=tuple(url for url in plan.drained if url in known),
         paused={site: until for site, until in plan.paused.items() if site in names and until > now},
     )
-    return State(fitting, {name: urls for name, urls in state.instead_of.items() if name in swaps}), dropped
+    return fitting, dropped
 
 
 def without_others(routes: Routes, plan: BackendPlan) -> list[str]:
@@ -101,12 +95,12 @@ def without_others(routes: Routes, plan: BackendPlan) -> list[str]:
 _SAME = "the configuration names the same backends now"
 
 
-def _misfit(route: str, urls: Sequence[str], state: State, routes: Routes) -> str:
+def _misfit(route: str, urls: Sequence[str], plan: BackendPlan, routes: Routes) -> str:
     now = routes.get(route)
     if now is None:
         return "there is no such route any more"
     if set(now) == set(urls):
         return _SAME
-    if state.instead_of.get(route, now) != now:
+    if plan.instead_of.get(route, now) != now:
         return f"the configuration was changed since then, and names {', '.join(now)}"
     return ""
