@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from tests.system.commands import admin, admin_json, following, tlsproxy
 from tests.system.conftest import StartProxy
 from tests.system.regulars import multiplexing, pressing, returning
 from tests.system.releases import Release, asked, released
-from tests.system.running import PATIENCE, ROOT, Proxy, until, write_pair
+from tests.system.running import PATIENCE, ROOT, Proxy, running_proxy, until, write_pair
 from tlsproxy.runtime.planfile import decode
 from tlsproxy.store.directory import open_lock
 
@@ -228,6 +229,25 @@ def test_what_was_said_survives_kill_9_a_restart_and_a_reload(
     assert proxy.wait_for("backends.state_dropped")["entry"].startswith("swap of localhost /: the configuration")
     assert asked(proxy, 6) == {"red"}
     assert json.loads(state_file(proxy).read_text())["swapped"] == {}
+
+
+def test_a_swap_that_is_kept_nowhere_ends_after_an_upgrade_as_before_it(
+    tmp_path: Path, trust: ssl.SSLContext, pair: str, releases: list[Release]
+) -> None:
+    blue, green = releases
+    releases.append(Release(tmp_path, "red"))
+    nowhere = ("env", "TLSPROXY_STORE__URL=memory:", "TLSPROXY_SERVER__DRAIN_STREAMS=1s")
+    with running_proxy(tmp_path, trust, site(pair, blue), before=nowhere) as proxy:
+        swap(proxy, green)
+        assert "is the proxy now" in admin(proxy, "upgrade").out
+        assert asked(proxy) == {"green"}
+        admin(proxy, "reload")
+        assert asked(proxy) == {"green"}
+        config = proxy.folder / "tlsproxy.toml"
+        config.write_text(config.read_text().replace(blue.url, releases[2].url))
+        admin(proxy, "reload")
+        assert asked(proxy) == {"red"}
+        assert proxy.count("backends.state_dropped") == 1
 
 
 _WRITER = """
