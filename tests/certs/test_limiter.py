@@ -17,7 +17,7 @@ def test_ten_at_once_and_the_eleventh_after_ten_seconds() -> None:
 
 
 @given(st.lists(st.floats(0, 20), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_ten_seconds_see_more_than_ten(pauses: list[float]) -> None:
     limiter, now, begun = OrderLimiter(), 0.0, []
     for pause in pauses:

@@ -53,7 +53,7 @@ FRESH = State()
     ],
 )
 @given(ari_id=st.text("abcdef", min_size=1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_without_a_window_two_thirds_of_the_life_or_half_of_a_short_one(
     life: timedelta, first: float, last: float, ari_id: str
 ) -> None:
@@ -103,7 +103,7 @@ def test_the_emergency_floor_follows_the_life(life: timedelta, floor: timedelta)
 
 
 @given(st.floats(-100, 200), st.floats(0, 50), st.sampled_from([1, 6.67, 45, 90, 200]), st.text(min_size=1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_window_lets_a_certificate_expire(start: float, width: float, life: float, ari_id: str) -> None:
     held = living(life * DAY, ari_id)
     assert renewal_time(held, Ari(ari_id, at(start), at(start + width))) < held.not_after

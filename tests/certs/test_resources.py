@@ -35,7 +35,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(document=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=8))
 def test_any_object_becomes_a_value_or_a_failure(document: dict[str, Any]) -> None:
     order = Order.parse(document, "u")

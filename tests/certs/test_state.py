@@ -68,7 +68,7 @@ def test_every_wait_is_spread_by_a_fifth(rnd: float, factor: float) -> None:
 
 
 @given(st.sampled_from(list(FailureKind)), st.floats(1, 200), st.floats(0, 1, exclude_max=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_more_than_five_attempts_within_an_hour(kind: FailureKind, life: float, rnd: float) -> None:
     held, now, times = living(life * DAY), BORN + life * DAY * 2 / 3, []
     for attempts in range(1, 30):
@@ -241,7 +241,7 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(State)]), _JSON))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_record_is_so_damaged_that_it_can_not_be_read(record: dict[str, Any]) -> None:
     state = State.from_record(record)
     assert State.from_record(state.to_record()) == state

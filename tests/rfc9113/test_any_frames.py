@@ -82,7 +82,7 @@ FRAMES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(FRAMES, max_size=12), st.integers(0, 3))
 def test_any_frames(stage: Stage, frames: list[bytes], cut: int) -> None:
     """RFC 9113 5.4: each sequence ends in answers, resets, a GOAWAY, or nothing at all; and in the client's close."""

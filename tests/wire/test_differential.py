@@ -27,8 +27,7 @@ from tests.fakes.vectors import Case, client_cases
 from tlsproxy.wire.fields import REQUEST_KIND, RESPONSE_KIND, Fields, Kind, connection_names
 from tlsproxy.wire.messages import RequestHead
 
-settings.register_profile("wire", max_examples=120, deadline=None)
-WIRE = settings.get_profile("wire")
+WIRE = settings(max_examples=120)
 PASSED_ON = (Kind.PLAIN, Kind.NOTED)
 
 

@@ -263,7 +263,7 @@ def test_a_repeated_answer_means_what_it_meant_to_that_kind_of_request() -> None
         assert read.reusable
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(ANSWERS, st.sampled_from([b"GET", b"GET", b"HEAD"]), st.integers(1, 3)), min_size=1, max_size=3)
 )
@@ -437,14 +437,14 @@ def assert_same(reads: list[Conversation] | list[Answer]) -> None:
     assert all(other == first for other in others)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.one_of(STREAMS, ANY), CUTS)
 def test_requests_mean_the_same_however_they_are_cut(data: bytes, places: list[float]) -> None:
     """Also: no bytes raise anything but ProtocolError."""
     assert_same([read_requests(pieces) for pieces in ([data], some_cuts(data, places), split(data, range(len(data))))])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.one_of(ANSWERS, ANY), CUTS, st.booleans())
 def test_answers_mean_the_same_however_they_are_cut(data: bytes, places: list[float], eof: bool) -> None:
     ways = [data], some_cuts(data, places), split(data, range(len(data)))
@@ -459,7 +459,7 @@ FIELDS = st.lists(st.tuples(NAME, VALUE), max_size=6)
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(FIELDS, PIECES, FIELDS, CUTS)
 def test_what_is_written_is_read_back(
     fields: list[tuple[bytes, bytes]], pieces: list[bytes], trailers: list[tuple[bytes, bytes]], places: list[float]

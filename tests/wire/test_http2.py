@@ -462,7 +462,7 @@ def test_byte_for_byte() -> None:
     assert calls_of([bytes([byte]) for byte in RECORDING]) == calls_of([RECORDING])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cuts=st.lists(st.integers(0, len(RECORDING)), max_size=6))
 def test_no_cut_changes_what_a_driver_is_told(cuts: list[int]) -> None:
     assert calls_of(cut(RECORDING, cuts)) == calls_of([RECORDING])
@@ -478,7 +478,7 @@ ANY_FRAME = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     frames=st.lists(ANY_FRAME, max_size=12),
     noise=st.binary(max_size=20),

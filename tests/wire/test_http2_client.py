@@ -172,7 +172,7 @@ class Pair:
 # --- against h2 -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     requests=st.lists(st.tuples(FIELDS, st.none() | st.lists(st.binary(max_size=40), max_size=3), FIELDS), max_size=4)
 )
@@ -199,7 +199,7 @@ def test_h2_reads_requests_as_they_were_meant(requests: list[tuple[Fields, list[
         assert stream in pair.ended
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     answers=st.lists(
         st.tuples(st.integers(200, 599), FIELDS, st.lists(st.binary(max_size=40), max_size=3), FIELDS, st.booleans()),
@@ -509,7 +509,7 @@ ANY_FRAME = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     frames=st.lists(ANY_FRAME, max_size=12),
     noise=st.binary(max_size=20),

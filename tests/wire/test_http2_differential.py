@@ -94,7 +94,7 @@ def plain(fields: object) -> Fields:
     return [(bytes(name), bytes(value)) for name, value in fields]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     requests=st.lists(st.tuples(FIELDS, st.none() | st.lists(st.binary(max_size=40), max_size=3), FIELDS), max_size=4)
 )
@@ -114,7 +114,7 @@ def test_requests_of_h2_are_read_as_they_were_meant(
         assert stream in pair.told.ended
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     answers=st.lists(
         st.tuples(st.integers(200, 599), FIELDS, st.lists(st.binary(max_size=40), max_size=3), FIELDS, st.booleans()),

@@ -151,7 +151,7 @@ FRAMES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames=st.lists(FRAMES, max_size=8), end=st.integers(0, 30), cuts=st.lists(st.integers(0, 240), max_size=6))
 def test_no_cut_changes_what_is_seen(frames: list[bytes], end: int, cuts: list[int]) -> None:
     data = PREFACE + b"".join(frames)

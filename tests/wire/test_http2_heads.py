@@ -424,7 +424,7 @@ def read_or_refuse(reader: HeadReader, fields: tuple[tuple[bytes, bytes], ...], 
         return error.status, error.reason
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pseudo=ANY_PSEUDO, fields=st.lists(ANY_FIELD, max_size=3), ended=st.booleans())
 def test_whatever_passes_is_one_request_of_http_1(
     pseudo: dict[bytes, bytes], fields: list[tuple[bytes, bytes]], ended: bool
@@ -455,7 +455,7 @@ ANY_HEAD = st.tuples(ANY_PSEUDO, st.lists(ANY_FIELD, max_size=2), st.booleans())
 ANY_PATH = st.one_of(st.none(), st.sampled_from([*TARGETS, b"/x", b"/y", b"/" * 2000]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(heads=st.lists(ANY_HEAD, min_size=1, max_size=2), order=st.lists(st.tuples(st.booleans(), ANY_PATH), max_size=6))
 def test_what_was_read_before_changes_nothing(
     heads: list[tuple[dict[bytes, bytes], list[tuple[bytes, bytes]], bool]], order: list[tuple[bool, bytes | None]]
