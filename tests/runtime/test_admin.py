@@ -18,6 +18,7 @@ from tlsproxy import __version__
 from tlsproxy.runtime import admin
 from tlsproxy.runtime.admin import AdminServer
 from tlsproxy.runtime.adminclient import AdminClient, AdminError, Done, Progress
+from tlsproxy.runtime.adminhttp import Answer, Request
 from tlsproxy.runtime.adminroutes import ROUTES
 from tlsproxy.runtime.adminsocket import connect_admin_socket
 from tlsproxy.runtime.generation import Generation
@@ -279,6 +280,19 @@ def test_what_there_is_not_is_told(
                 await asyncio.to_thread(stage.client._whole, method, path, {})
             assert caught.value.status == status
             assert said in str(caught.value)
+
+    _run(scene())
+
+
+def test_head_asks_what_get_asks_and_nothing_else(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with _stage(tmp_path, "serve") as stage:
+            for path in ("healthz", "readyz", "certs"):
+                answers = [await stage.server.answer(Request(method, (path,))) for method in ("HEAD", "GET")]
+                assert answers[0] == answers[1]
+            refused = await stage.server.answer(Request("HEAD", ("certs", "a.test", "renew")))
+            assert isinstance(refused, Answer)
+            assert (refused.status, refused.headers) == (405, (("Allow", "POST"),))
 
     _run(scene())
 

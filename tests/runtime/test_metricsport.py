@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator
 
@@ -112,6 +113,26 @@ def test_head_is_get_without_a_body(path: str) -> None:
             assert f"Content-Length: {len(body.encode())}" in asked[1]
 
     asyncio.run(scene())
+
+
+def test_after_a_head_the_connection_goes_on() -> None:
+    """To the byte: what is announced and not sent must not be taken out of the next answer."""
+
+    async def scene() -> bytes:
+        async with opened() as port:
+            reader, writer = await asyncio.open_connection(*port.bound[0])
+            one = "{} /{} HTTP/1.1\r\nHost: a\r\n{}\r\n"
+            asked = [("HEAD", "metrics"), ("HEAD", "readyz"), ("HEAD", "none"), ("GET", "metrics")]
+            last = one.format("HEAD", "healthz", "Connection: close\r\n")
+            writer.write("".join([*(one.format(*each, "") for each in asked), last]).encode())
+            try:
+                async with asyncio.timeout(10):
+                    return await reader.read()
+            finally:
+                writer.close()
+
+    said = re.sub(rb"HTTP/1\.1 (\d+) .*?\r\n\r\n", rb"<\1>", asyncio.run(scene()), flags=re.DOTALL)
+    assert said == b"<200><503><404><200>accept <200>"
 
 
 def test_options_are_not_passed_on() -> None:
