@@ -292,10 +292,17 @@ def test_files_are_not_removed(store: CertificateStore, capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["list"], ["show", "api.example.com"], ["export", "api.example.com", "--out", "elsewhere"]]
+    ("command", "code"),
+    [
+        (["admin", "certs", "list"], 1),
+        (["admin", "certs", "show", "api.example.com"], 1),
+        (["admin", "certs", "export", "api.example.com", "--out", "elsewhere"], 1),
+        (["trust", "--print"], 1),
+        (["check"], 2),
+    ],
 )
 def test_the_wrong_user_is_told_which_is_right(
-    command: list[str], store: CertificateStore, folder: Path, capsys: Output
+    command: list[str], code: int, store: CertificateStore, folder: Path, capsys: Output
 ) -> None:
     nobody = find_account("nobody") if os.geteuid() == 0 else None
     if nobody is None:
@@ -303,11 +310,12 @@ def test_the_wrong_user_is_told_which_is_right(
     store.put("acme/api.example.com", issue(*API).bundle())
     for path in (folder, *folder.parents):
         path.chmod(path.stat().st_mode | 0o001)  # the folders of pytest are closed to others
-    assert cli.main(["admin", "certs", *command]) == 0  # the program may lie where only root can read: imported here
+    assert cli.main(command) == 0  # the program may lie where only root can read: imported here
     capsys.readouterr()
     with acting_as(nobody):
-        assert cli.main(["admin", "certs", *command]) == 1
+        assert cli.main(command) == code
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{folder}/store" in said.err
-    assert "Or run this command as the user that runs the proxy (with sudo, if that is root)." in said.err
+    assert f"uid {nobody.uid} (chown), if that one runs the proxy" in said.err
+    assert said.err.count("Or run this command as the user that runs the proxy (with sudo, if that is root).") == 1

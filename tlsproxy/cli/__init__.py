@@ -20,7 +20,7 @@ import typer
 
 from tlsproxy import __version__
 from tlsproxy.cli import admin
-from tlsproxy.cli.common import ConfigOption, JsonOption, load
+from tlsproxy.cli.common import WRONG_USER, ConfigOption, JsonOption, Target, load
 from tlsproxy.cli.doctor import doctor
 from tlsproxy.cli.output import complain, complain_of, in_terminal, say
 from tlsproxy.errors import ConfigError, TlsproxyError
@@ -135,7 +135,7 @@ def check(
     loaded = load(config, {"site": site, "https": https, "http": http, "workers": workers, "email": email})
     from tlsproxy.runtime import preflight
 
-    for warning in preflight.inspect(loaded):
+    for warning in preflight.inspect(loaded, wrong_user=WRONG_USER):
         complain(f"warning: {warning}")
     say(_summary(loaded))
 
@@ -186,11 +186,12 @@ def trust(
     if [show, install, uninstall].count(True) != 1:
         raise typer.BadParameter("give one of --print, --install, --uninstall")
     loaded = load(config, require_sites=False)
-    store = open_store(loaded.settings.store.url, loaded.settings.store.master_keys())
-    try:
-        root = trusting.root_certificate(store, make=not uninstall)
-    finally:
-        store.close()
+    with Target.explained():
+        store = open_store(loaded.settings.store.url, loaded.settings.store.master_keys())
+        try:
+            root = trusting.root_certificate(store, make=not uninstall)
+        finally:
+            store.close()
     complain(_describe_root(loaded, is_new=root.is_new))
     if show:
         say(root.pem.decode().strip())

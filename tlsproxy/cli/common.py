@@ -44,6 +44,7 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 SERVICE_SOCKET = Path("/run/tlsproxy/admin.sock")
 _WHICH = "If the proxy has another one, name its configuration (--config FILE)."
+WRONG_USER = "Or run this command as the user that runs the proxy (with sudo, if that is root)."
 _AWAY = frozenset({503, 504})  # what the proxy says while its certifier is not there
 
 
@@ -179,6 +180,5 @@ class Target:
             yield
         except StoreError as error:
             if isinstance(error.__cause__, PermissionError):
-                advice = "Or run this command as the user that runs the proxy (with sudo, if that is root)."
-                raise StoreError(f"{error} {advice}") from error
+                raise StoreError(f"{error} {WRONG_USER}") from error
             raise

@@ -24,9 +24,12 @@ from tlsproxy.store.bundle import Bundle
 from tlsproxy.store.sources import load_files, same_kind_twice
 
 
-def inspect(loaded: Loaded) -> list[str]:
-    """Raise ConfigError for what can't work; return warnings for what works and is wrong (an expired certificate)."""
-    inspection = _Inspection(loaded)
+def inspect(loaded: Loaded, *, wrong_user: str = "") -> list[str]:
+    """Raise ConfigError for what can't work; return warnings for what works and is wrong (an expired certificate).
+
+    `wrong_user` is the advice for a person who is not the one whose rights count, where the store is closed to them.
+    """
+    inspection = _Inspection(loaded, wrong_user)
     inspection.run()
     if inspection.problems:
         raise ConfigError(inspection.problems)
@@ -35,8 +38,9 @@ def inspect(loaded: Loaded) -> list[str]:
 
 class _Inspection:
     # Mutable: problems and warnings grow while the configuration is walked through.
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, wrong_user: str) -> None:
         self._loaded = loaded
+        self._wrong_user = wrong_user
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
 
@@ -86,7 +90,8 @@ class _Inspection:
             examine_store(settings.store.url, made_for_us=made_for is not None)
             message, is_fatal = preflight_acme.judge_place(settings, is_kubernetes=self._loaded.is_kubernetes)
         except StoreError as error:
-            message, is_fatal = str(error), True
+            is_closed = isinstance(error.__cause__, PermissionError) and made_for is None
+            message, is_fatal = f"{error} {self._wrong_user}".rstrip() if is_closed else str(error), True
         if message and is_fatal:
             self._add("store.url", message)
         elif message:

@@ -27,10 +27,11 @@ _OURS = {*_SUBFOLDERS, LOCK, "admin.sock"}
 _LONGEST_STEM = 200  # file systems take 255 bytes; digest and suffix need room
 _LOCK_TIMEOUT = 10.0  # seconds; a writer needs milliseconds
 _NOT_PLAIN = re.compile(r"[^a-z0-9._-]|^\.")
+_FOREIGN = "Give it to the user with uid {uid} (chown), if that one runs the proxy, or change store.url."
 _ADVICE = {
     errno.EROFS: "It is mounted read-only: mount it for writing or change store.url.",
-    errno.EACCES: "Give it to the user with uid {uid} (chown) or change store.url.",
-    errno.EPERM: "Give it to the user with uid {uid} (chown) or change store.url.",
+    errno.EACCES: _FOREIGN,
+    errno.EPERM: _FOREIGN,
     errno.ENOSPC: "The disk is full: make room.",
     errno.EDQUOT: "The disk quota is used up: make room.",
     errno.ENOTDIR: "Change store.url to a directory.",
