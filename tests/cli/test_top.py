@@ -23,6 +23,7 @@ from tlsproxy import cli
 from tlsproxy.cli import topview
 from tlsproxy.cli.rates import View, compare, quantile
 from tlsproxy.runtime.adminhttp import Answer
+from tlsproxy.runtime.privileges import acting_as, find_account
 
 Output = pytest.CaptureFixture[str]
 SOCKET = Path("admin.sock")
@@ -294,3 +295,27 @@ def test_who_waits_for_the_first_certificate_is_not_to_be_ended(capsys: Output) 
 def test_check_of_nothing_is_1_as_docker_wants_it(capsys: Output) -> None:
     assert cli.main(["admin", "status", "--check"]) == 1
     assert capsys.readouterr().out.startswith("not serving: no proxy is running")
+
+
+def test_who_may_not_ask_does_not_know(folder: Path, capsys: Output) -> None:
+    nobody = find_account("nobody") if os.geteuid() == 0 else None
+    if nobody is None:
+        pytest.skip("only root can be somebody else")
+    for path in (folder, *folder.parents):
+        path.chmod(path.stat().st_mode | 0o001)  # the folders of pytest are closed to others
+    check(capsys, READY, "--json")  # the program may lie where only root can read: imported here
+    with answering(SOCKET, {"GET /status": Answer(200, READY)}), acting_as(nobody):
+        assert cli.main(["admin", "status", "--check"]) == 1
+        assert capsys.readouterr().out.startswith(f"not known: {SOCKET.absolute()}: this user may not talk")
+        assert cli.main(["admin", "status", "--check", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["serving"], said["ready"], list(said)) == (False, False, ["serving", "ready", "not_ready"])
+
+
+@pytest.mark.parametrize(("socket", "why"), [('"off"', "cannot be asked"), ("1", "admin.socket")])
+def test_who_is_told_of_no_socket_does_not_know(socket: str, why: str, capsys: Output) -> None:
+    text = Path("tlsproxy.toml").read_text()
+    Path("tlsproxy.toml").write_text(text.replace('socket = "admin.sock"', f"socket = {socket}"))
+    assert cli.main(["admin", "status", "--check"]) == 1
+    said = capsys.readouterr().out
+    assert (said.startswith("not known: "), why in said) == (True, True)

@@ -90,4 +90,4 @@ def test_a_proxy_is_healthy_until_it_ends(tmp_path: Path, start_proxy: StartProx
 def test_a_configuration_that_cannot_be_read_is_unhealthy(tmp_path: Path) -> None:
     said = health_check(tmp_path / "none.toml")
     assert said.returncode == 1  # Docker keeps 2 for itself
-    assert said.stdout.startswith("not serving: ")
+    assert said.stdout.startswith("not known: ")

@@ -41,21 +41,32 @@ def _check(target: Target, *, as_json: bool) -> None:
 
     One that waits for its first certificate is 0: who is ended for that never gets one.
     """
-    from tlsproxy.runtime.adminclient import AdminClient
-
-    try:
-        found = AdminClient(target.client.path, patience=CHECK_PATIENCE).get("status")
-    except TlsproxyError as reason:
-        found = {"serving": False, "ready": False, "not_ready": [str(reason)]}
+    found, is_known = _look(target)
     if as_json:
         say_json({name: found[name] for name in ("serving", "ready", "not_ready")})
     else:
-        say(harmless(_verdict(found)))
+        say(harmless(_verdict(found, is_known=is_known)))
     if not found["serving"]:
         raise typer.Exit(1)
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
+def _look(target: Target) -> tuple[Mapping[str, Any], bool]:
+    """Return the status, and whether that is known: not where nobody says whom to ask, or this user may not ask."""
+    from tlsproxy.runtime.adminclient import AdminClient, NoAccess
+
+    is_known = False
+    try:
+        client = AdminClient(target.client.path, patience=CHECK_PATIENCE)
+        is_known = True
+        return client.get("status"), is_known
+    except TlsproxyError as reason:
+        found = {"serving": False, "ready": False, "not_ready": [str(reason)]}
+        return found, is_known and not isinstance(reason, NoAccess)
+
+
+def _verdict(found: Mapping[str, Any], *, is_known: bool) -> str:
+    if not is_known:
+        return f"not known: {'; '.join(found['not_ready'])}"
     if not found["ready"]:
         state = "serving, not ready" if found["serving"] else "not serving"
         return f"{state}: {'; '.join(found['not_ready'])}"
