@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,13 @@ def addresses(folder: Path) -> Iterator[dict[str, str]]:
     def start(name: str) -> Server:
         (program, *options), environment = SERVERS[name]
         command = (str(Path(sys.executable).with_name(program)), *options, *_bind(name, found[name]))
-        server = Server(command, found[name], folder / f"{name}.log", environment)
-        until(lambda: _answers(found[name]), f"{name} answers")  # hypercorn listens long before
-        return server
+        return Server(command, found[name], folder / f"{name}.log", environment)
 
     with ExitStack() as stack, ThreadPoolExecutor(len(SERVERS)) as pool:
         for starting in [pool.submit(start, name) for name in SERVERS]:
             stack.callback(_stop, starting)
+        for name, address in found.items():
+            until(partial(_answers, address), f"{name} answers")  # one that listens may not answer yet
         yield found
 
 
@@ -212,7 +213,7 @@ BELIEVING = {
 def test_says_which_server_and_version_answers(name: str, addresses: dict[str, str], findings: Findings) -> None:
     found = findings.of(addresses[name], "backend")
     program = name.partition("-")[0]
-    assert found["state"] == "ok"
+    assert found["state"] == "ok", found["text"]
     assert f"{program} {importlib.metadata.version(program)}" in found["text"]
 
 
