@@ -25,6 +25,7 @@ from tests.system.conftest import StartProxy
 from tests.system.pressure import Load, descriptors, is_gone, resident
 from tests.system.regulars import conversing, multiplexing, pressing, returning
 from tests.system.running import PATIENCE, Proxy, free_port, until, write_pair
+from tlsproxy.runtime.adminclient import AdminClient, AdminError
 
 pytestmark = pytest.mark.system
 
@@ -166,11 +167,9 @@ def test_a_reload_during_a_reload_is_refused(start_proxy: StartProxy, sites: str
     proxy = start_proxy(sites)
     with following(proxy, "reload") as lines:
         next(lines)
-        said = tlsproxy(proxy.folder, "admin", "reload")
-        assert (said.code, said.err) == (
-            1,
-            "tlsproxy: a reload is under way already. Wait for its end, then ask again.\n",
-        )
+        operator = AdminClient(proxy.folder / "admin.sock", patience=PATIENCE)  # there before a command would be
+        with pytest.raises(AdminError, match=r"^a reload is under way already\. Wait for its end, then ask again\.$"):
+            list(operator.work("reload"))
         assert "generation 2 serves" in list(lines)[-1]
 
 
