@@ -43,9 +43,9 @@ class Desk:
     last: int = 0
 
     async def ask(self, verb: str, name: str = "", **options: str) -> AdminResult:
-        self.last += 1
-        self.calls.take(AdminCall(self.last, verb, name, options))
-        while not (results := [each for each in self.sent if isinstance(each, AdminResult) and each.id == self.last]):
+        self.last = number = self.last + 1
+        self.calls.take(AdminCall(number, verb, name, options))
+        while not (results := [each for each in self.sent if isinstance(each, AdminResult) and each.id == number]):
             await asyncio.sleep(0.01)
         assert "PRIVATE KEY" not in json.dumps([str(each) for each in self.sent])
         return results[0]
@@ -194,6 +194,37 @@ def test_removing_what_a_site_needs_has_to_be_meant(ca: CertificateAuthority) ->
         assert (await desk.ask("remove", "old.test")).status == 404
 
     story(ca, tell)
+
+
+def test_what_is_removed_during_the_start_is_removed_by_the_keeper(ca: CertificateAuthority) -> None:
+    """Without it workers would go on to serve what is gone, and its state would stay."""
+
+    async def tell(desk: Desk) -> None:
+        desk.store.put("acme/a.test", issue("a.test", "b.test").bundle())
+        await desk.manager.notice("acme/a.test")
+        removing = asyncio.create_task(desk.ask("remove", "a.test", force="true"))
+        await desk.ask("list")
+        desk.calls.acme = desk.manager
+        desk.calls.tried.set()
+        assert (await removing).status == 200
+        await desk.manager.keeper.settle()
+        bundle = desk.store.get("acme/a.test")
+        assert bundle
+        assert bundle.source == "acme"  # it has been replaced, at once
+
+    story(ca, tell, has_acme=False)
+
+
+def test_what_is_removed_without_a_keeper_is_announced(ca: CertificateAuthority) -> None:
+    async def tell(desk: Desk) -> None:
+        desk.store.put("acme/old.test", issue("old.test").bundle())
+        desk.calls.trouble = "OSError: no disk"
+        desk.calls.tried.set()
+        assert (await desk.ask("remove", "old.test")).status == 200
+        assert desk.announced == ["acme/old.test"]
+        assert not desk.store.list()
+
+    story(ca, tell, has_acme=False)
 
 
 def test_what_nobody_has_looked_at_is_not_counted(ca: CertificateAuthority) -> None:

@@ -200,8 +200,10 @@ def test_what_one_had_adopted_moves_on_when_it_dies_too(log: Log, capfd: pytest.
     async def scene() -> None:
         async with _generation("leave", "serve", "serve") as generation:
             await generation.start()
-            pids = {child.spec.start.slot: child.pid for child in generation._children if child.spec.is_worker}
-            os.kill(pids[1], signal.SIGKILL)
+            workers = {child.spec.start.slot: child for child in generation._children if child.spec.is_worker}
+            while workers[0].is_listening:  # its word is on the way; before, it would adopt slot 1
+                await asyncio.sleep(0.01)
+            os.kill(workers[1].pid, signal.SIGKILL)
             await log.wait_for("worker.replaced")
             await generation.drain(10)
             # Worker 1 had adopted slot 0, and may have died before it could say so.

@@ -206,6 +206,7 @@ class Certifier:
             except Exception as error:
                 logger.exception("certifier.acme_failed", extra={"retry_in": pause})
                 self._calls.trouble = f"{type(error).__name__}: {error}"
+            self._calls.tried.set()
             self._grant_early()
             if self._acme is None:
                 await asyncio.sleep(pause)

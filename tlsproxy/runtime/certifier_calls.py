@@ -48,7 +48,8 @@ class Refusal(Exception):
 class CertifierCalls:
     """Answers calls, each in a task of its own; `close` ends them."""
 
-    # Mutable: acme (set when it is there), trouble (why it is not, "" while it starts), _tasks (without a result).
+    # Mutable: acme (set when it is there), trouble (why it is not, "" while it starts), tried (that is known), _tasks
+    # (without a result).
 
     def __init__(
         self, settings: Settings, store: CertificateStore, send: Send, announce: Callable[[str], None]
@@ -59,6 +60,7 @@ class CertifierCalls:
         self._tasks: set[asyncio.Task[None]] = set()
         self.acme: AcmeManager | None = None
         self.trouble = ""
+        self.tried = asyncio.Event()
         self._verbs: Mapping[str, Callable[[AdminCall], Awaitable[Any]]] = {
             "list": self._list,
             "show": self._show,
@@ -193,10 +195,13 @@ class CertifierCalls:
             raise Refusal(409, f"{name}: the site {site.hosts[0]} is served with it. Say --force to have another one.")
         if name not in await asyncio.to_thread(self._store.list):
             raise Refusal(404, f"{name}: there is no such certificate. See: tlsproxy admin certs list")
+        if self._state() == "starting":
+            await self.tried.wait()
         if self.acme and name.startswith("acme/"):
             await self.acme.remove(name, self._progress(call))
         else:
             await asyncio.to_thread(self._store.delete, name)
+            self._announce(name)
         return {"name": name, "removed": True}
 
     async def _tell_workers(self, call: AdminCall) -> Any:
