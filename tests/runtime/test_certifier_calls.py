@@ -18,6 +18,7 @@ from tests.fakes.certificate_authority import CertificateAuthority
 from tests.store.pki import issue
 from tlsproxy.certs import conversation
 from tlsproxy.certs.acme_manager import AcmeManager
+from tlsproxy.runtime import certifier_calls
 from tlsproxy.runtime.certifier_calls import CertifierCalls
 from tlsproxy.runtime.control import ControlError
 from tlsproxy.runtime.messages import AdminCall, AdminProgress, AdminResult
@@ -215,6 +216,17 @@ def test_what_is_removed_during_the_start_is_removed_by_the_keeper(ca: Certifica
     story(ca, tell, has_acme=False)
 
 
+def test_work_that_is_asked_for_during_the_start_waits_for_its_end(ca: CertificateAuthority) -> None:
+    async def tell(desk: Desk) -> None:
+        renewing = asyncio.create_task(desk.ask("renew", "a.test"))
+        await desk.ask("list")
+        desk.calls.acme = desk.manager
+        desk.calls.tried.set()
+        assert (await renewing).status == 200
+
+    story(ca, tell, has_acme=False)
+
+
 def test_what_is_removed_without_a_keeper_is_announced(ca: CertificateAuthority) -> None:
     async def tell(desk: Desk) -> None:
         desk.store.put("acme/old.test", issue("old.test").bundle())
@@ -294,10 +306,13 @@ def test_account_keys_are_replaced(ca: CertificateAuthority) -> None:
     story(ca, tell)
 
 
-def test_before_the_ca_can_be_asked(ca: CertificateAuthority) -> None:
+def test_before_the_ca_can_be_asked(ca: CertificateAuthority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certifier_calls, "LONGEST_START", 0.05)
+
     async def tell(desk: Desk) -> None:
         for verb in ("obtain", "renew", "revoke", "rollover"):
-            assert (await desk.ask(verb, "a.test")).status == 503
+            refused = await desk.ask(verb, "a.test")
+            assert (refused.status, "it has just started" in error(refused)) == (503, True)
         assert (await desk.ask("list")).status == 200
         assert (await desk.ask("status")).status == 200
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[AdminProgress | AdminResult], None]
 _BY_HAND = "it was asked for by hand"
+_WORK = frozenset(("obtain", "renew", "revoke", "remove", "rollover"))
+LONGEST_START = 10.0
+"""Seconds that work waits after a start for what does it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,10 @@ class CertifierCalls:
         verb = self._verbs.get(call.verb)
         if verb is None:
             raise Refusal(404, f"the certifier knows no {call.verb!r}")
+        if call.verb in _WORK and self._state() == "starting":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LONGEST_START):
+                    await self.tried.wait()
         return await verb(call)
 
     # --- questions
@@ -195,8 +203,6 @@ class CertifierCalls:
             raise Refusal(409, f"{name}: the site {site.hosts[0]} is served with it. Say --force to have another one.")
         if name not in await asyncio.to_thread(self._store.list):
             raise Refusal(404, f"{name}: there is no such certificate. See: tlsproxy admin certs list")
-        if self._state() == "starting":
-            await self.tried.wait()
         if self.acme and name.startswith("acme/"):
             await self.acme.remove(name, self._progress(call))
         else:
