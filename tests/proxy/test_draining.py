@@ -149,7 +149,9 @@ def test_a_handshake_under_way_keeps_its_time(stage: Stage) -> None:
         upstream.send(OK)
         answer = b""
         while not answer:  # session tickets may come on their own
-            incoming.write(raw.recv(65_536))
+            piece = raw.recv(65_536)
+            assert piece, "closed without an answer"
+            incoming.write(piece)
             with contextlib.suppress(ssl.SSLWantReadError):
                 answer = tls.read(65_536)
         assert b"connection: close" in answer.lower()

@@ -201,8 +201,9 @@ def test_what_one_had_adopted_moves_on_when_it_dies_too(log: Log, capfd: pytest.
         async with _generation("leave", "serve", "serve") as generation:
             await generation.start()
             workers = {child.spec.start.slot: child for child in generation._children if child.spec.is_worker}
-            while workers[0].is_listening:  # its word is on the way; before, it would adopt slot 1
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(20):
+                while workers[0].is_listening:  # its word is on the way; before, it would adopt slot 1
+                    await asyncio.sleep(0.01)
             os.kill(workers[1].pid, signal.SIGKILL)
             await log.wait_for("worker.replaced")
             await generation.drain(10)
